@@ -1,0 +1,87 @@
+package workflows
+
+import (
+	"errors"
+	"time"
+
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/hubjobs/hubjobs/job"
+)
+
+const (
+	// scheduleToStartOnHost is how long a task may wait on a host's own queue. A host that is alive takes it at once, so
+	// a task that still waits belongs to a host that is gone, and its device must be connected elsewhere.
+	scheduleToStartOnHost = 20 * time.Second
+
+	// hubTimeout bounds one attempt of a hub or Service Bus call; each is a handful of round trips.
+	hubTimeout = 30 * time.Second
+
+	// dispatchHeartbeat is how long a Dispatch may be silent between two messages.
+	dispatchHeartbeat = 30 * time.Second
+
+	// stepHeartbeat is how long a running step may be silent before its host is taken for lost.
+	stepHeartbeat = 10 * time.Second
+
+	// cleanUpTimeout bounds the clean-up of a job: long enough to outlast an outage of the hub.
+	cleanUpTimeout = 24 * time.Hour
+
+	maxSummary = 200 // bytes of an activity's summary; Temporal's limit is 400
+)
+
+// backoff is the retry policy of every activity: errors that are not worth a retry say so themselves.
+func backoff() *temporal.RetryPolicy {
+	return &temporal.RetryPolicy{
+		InitialInterval:    time.Second,
+		BackoffCoefficient: 2,
+		MaximumInterval:    time.Minute,
+	}
+}
+
+// call runs an activity and waits for it.
+func call[In, Out any](ctx workflow.Context, ref job.Activity[In, Out], in In, o workflow.ActivityOptions) (Out, error) {
+	if o.RetryPolicy == nil {
+		o.RetryPolicy = backoff()
+	}
+	if o.StartToCloseTimeout == 0 {
+		o.StartToCloseTimeout = hubTimeout
+	}
+	o.Summary = clip(o.Summary, maxSummary)
+	var out Out
+	err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), ref.Name, in).Get(ctx, &out)
+	return out, err
+}
+
+// hostLost reports whether err says that nobody took a task from a host's own queue.
+func hostLost(err error) bool {
+	var timeout *temporal.TimeoutError
+	return errors.As(err, &timeout) && timeout.TimeoutType() == enumspb.TIMEOUT_TYPE_SCHEDULE_TO_START
+}
+
+// gone reports whether err says that the device identity does not exist.
+func gone(err error) bool {
+	var app *temporal.ApplicationError
+	return errors.As(err, &app) && app.Type() == job.ErrorType(job.ErrNotFound)
+}
+
+// line returns what an activity's error says to a person, without the SDK's frame around it.
+func line(err error) string {
+	var app *temporal.ApplicationError
+	if errors.As(err, &app) {
+		return clip(app.Message(), job.MaxReasonLength)
+	}
+	return clip(err.Error(), job.MaxReasonLength)
+}
+
+func clip(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	cut := n - len("...")
+	for cut > 0 && s[cut]&0xC0 == 0x80 { // inside a UTF-8 sequence
+		cut--
+	}
+	return s[:cut] + "..."
+}

@@ -1,0 +1,303 @@
+package workflows
+
+import (
+	"fmt"
+	"time"
+
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/hubjobs/hubjobs/job"
+)
+
+// othersInHub is how many messages that nobody confirms (read receipts above all) may wait in the hub for one device.
+// Together with the window of the confirmed ones they stay well below the 50 that a device's queue holds.
+const othersInHub = job.MaxDeviceQueue / 2
+
+// batchSize is how many messages one Dispatch carries at the most.
+const batchSize = 16
+
+// courier carries messages to devices by cloud-to-device messages and knows how far each has come. One lane a target
+// keeps their order: at most one Dispatch to a device is under way.
+type courier struct {
+	window  int           // confirmed messages that may wait in the hub for one device
+	ttl     time.Duration // how long the hub keeps a message for a device
+	tracked []*job.Tracked
+	byID    map[string]*job.Tracked
+	lanes   []*lane
+	paused  bool // no new Dispatch is started
+	flying  int  // activities under way
+}
+
+// lane is the way to one target device.
+type lane struct {
+	target string
+	queue  []*job.Tracked // to be dispatched, in order
+}
+
+func newCourier(window int, ttl time.Duration, carried []job.Tracked) *courier {
+	c := &courier{window: window, ttl: ttl, byID: make(map[string]*job.Tracked)}
+	for i := range carried {
+		t := &carried[i]
+		c.tracked = append(c.tracked, t)
+		c.byID[t.Row.ID] = t
+	}
+	return c
+}
+
+// resume puts the messages that an earlier run took, but did not hand to the hub, back into their lanes.
+func (c *courier) resume(ctx workflow.Context) {
+	for _, t := range c.tracked {
+		if t.Message != nil && t.Row.AcceptedAt.IsZero() && t.Row.Refused == "" {
+			c.enqueue(ctx, t)
+		}
+	}
+}
+
+// take starts to carry a message. A message that it knows already is none of its business any more.
+func (c *courier) take(ctx workflow.Context, m job.Message) {
+	if c.byID[m.ID] != nil {
+		return
+	}
+	t := &job.Tracked{Message: &m, Row: job.MessageRow{
+		ID: m.ID, Kind: m.Kind, Sequence: m.Sequence, From: m.From, SentAt: m.SentAt,
+	}}
+	if t.Row.SentAt.IsZero() {
+		t.Row.SentAt = workflow.Now(ctx)
+	}
+	if u, err := job.DecodeUpdate(m.Body); m.Kind == job.KindUpdate && err == nil {
+		t.Row.Step, t.Row.Status = u.Step, u.Status
+	}
+	c.tracked = append(c.tracked, t)
+	c.byID[m.ID] = t
+	target, ok := m.Target()
+	if !ok {
+		c.refuse(ctx, t, job.ReasonDeviceNotFound, fmt.Sprintf("%q has no counterpart and the message names no target", m.From))
+		return
+	}
+	t.Row.To = target
+	c.enqueue(ctx, t)
+}
+
+// enqueue puts a message at the end of its target's lane.
+func (c *courier) enqueue(ctx workflow.Context, t *job.Tracked) {
+	for _, l := range c.lanes {
+		if l.target == t.Row.To {
+			l.queue = append(l.queue, t)
+			return
+		}
+	}
+	l := &lane{target: t.Row.To, queue: []*job.Tracked{t}}
+	c.lanes = append(c.lanes, l)
+	workflow.Go(ctx, func(ctx workflow.Context) { c.serve(ctx, l) })
+}
+
+// serve dispatches what a lane holds until ctx ends.
+func (c *courier) serve(ctx workflow.Context, l *lane) {
+	for {
+		err := workflow.Await(ctx, func() bool { return !c.paused && len(c.next(ctx, l)) > 0 })
+		if err != nil {
+			return // the workflow is closing: what is left stays in the audit as not accepted
+		}
+		batch := c.next(ctx, l)
+		l.queue = l.queue[len(batch):]
+		c.flying++
+		out, err := c.dispatch(ctx, l.target, batch)
+		c.flying--
+		if err != nil { // slow is no reason to drop a message: it stays at the head of its lane
+			workflow.GetLogger(ctx).Warn("dispatch ended without success", "target", l.target, "error", err)
+			l.queue = append(batch[:len(batch):len(batch)], l.queue...)
+			continue
+		}
+		c.record(ctx, batch, out)
+	}
+}
+
+// next returns the messages at the head of a lane for which the hub has room.
+func (c *courier) next(ctx workflow.Context, l *lane) []*job.Tracked {
+	confirmed, others := c.inHub(ctx, l.target)
+	for i, t := range l.queue {
+		if t.Row.Kind.Confirmed() {
+			confirmed++
+		} else {
+			others++
+		}
+		if confirmed > c.window || others > othersInHub || i == batchSize {
+			return l.queue[:i]
+		}
+	}
+	return l.queue
+}
+
+// inHub counts the messages that wait in the hub for a device, as far as feedback and receipts tell.
+func (c *courier) inHub(ctx workflow.Context, target string) (confirmed, others int) {
+	now := workflow.Now(ctx)
+	for _, t := range c.tracked {
+		r := t.Row
+		left := r.AcceptedAt.IsZero() || r.Outcome != "" || !r.ReadAt.IsZero() || now.Sub(r.AcceptedAt) > c.ttl
+		switch {
+		case r.To != target || left:
+		case r.Kind.Confirmed():
+			confirmed++
+		default:
+			others++
+		}
+	}
+	return confirmed, others
+}
+
+func (c *courier) dispatch(ctx workflow.Context, target string, batch []*job.Tracked) (job.DispatchOutput, error) {
+	in := job.DispatchInput{DeviceID: target, TTL: c.ttl}
+	for _, t := range batch {
+		in.Messages = append(in.Messages, *t.Message)
+		t.Row.Attempts++
+		t.Row.Outcome = ""
+	}
+	return call(ctx, job.Dispatch, in, workflow.ActivityOptions{
+		TaskQueue:              job.TaskQueueDispatch,
+		StartToCloseTimeout:    time.Duration(len(batch)) * hubTimeout,
+		HeartbeatTimeout:       dispatchHeartbeat,
+		ScheduleToCloseTimeout: c.ttl * 24, // far beyond any throttle; the job's own deadline ends it earlier
+		Summary:                describe(batch) + " to " + target,
+	})
+}
+
+// describe says in a few words what a batch carries.
+func describe(batch []*job.Tracked) string {
+	first := batch[0].Row
+	s := string(first.Kind)
+	switch {
+	case first.Kind == job.KindUpdate:
+		s = fmt.Sprintf("update %q %s", first.Step, first.Status)
+	case first.Kind == job.KindNone:
+		s = "message " + first.ID
+	}
+	if more := len(batch) - 1; more > 0 {
+		s += fmt.Sprintf(" and %d more", more)
+	}
+	return s
+}
+
+// record notes what became of a dispatched batch.
+func (c *courier) record(ctx workflow.Context, batch []*job.Tracked, out job.DispatchOutput) {
+	refused := make(map[string]job.Refusal, len(out.Refused))
+	for _, r := range out.Refused {
+		refused[r.MessageID] = r
+	}
+	for _, t := range batch {
+		if r, no := refused[t.Row.ID]; no {
+			c.refuse(ctx, t, r.Reason, r.Description)
+			continue
+		}
+		t.Row.AcceptedAt = workflow.Now(ctx)
+		c.forget(t)
+	}
+}
+
+// forget drops the body of a message that will never be sent again.
+func (c *courier) forget(t *job.Tracked) {
+	if t.Row.Refused != "" || !t.Row.Kind.Confirmed() || !t.Row.ReadAt.IsZero() {
+		t.Message = nil
+	}
+}
+
+// refuse gives a message that can't be delivered back to the queue, where the router dead-letters it with the reason.
+func (c *courier) refuse(ctx workflow.Context, t *job.Tracked, reason job.Reason, description string) {
+	returned := job.Undeliverable{Message: *t.Message, Reason: reason, Description: description}
+	t.Row.Refused = reason
+	c.forget(t)
+	c.flying++
+	workflow.Go(ctx, func(ctx workflow.Context) {
+		defer func() { c.flying-- }()
+		_, err := call(ctx, job.Return, job.ReturnInput{Messages: []job.Undeliverable{returned}}, workflow.ActivityOptions{
+			TaskQueue:              job.TaskQueueJobs,
+			ScheduleToCloseTimeout: cleanUpTimeout,
+			Summary:                fmt.Sprintf("return %s to the queue: %s", t.Row.ID, reason),
+		})
+		if err != nil {
+			workflow.GetLogger(ctx).Error("message could not be returned to the queue", "message", t.Row.ID, "error", err)
+		}
+	})
+}
+
+// feedback notes what the hub says of messages.
+func (c *courier) feedback(records []job.FeedbackRecord) {
+	for _, f := range records {
+		t := c.byID[f.MessageID]
+		if t == nil || t.Row.To != f.DeviceID {
+			continue
+		}
+		t.Row.Outcome = f.Outcome
+		if f.Outcome == job.OutcomeSuccess && t.Row.DeliveredAt.IsZero() {
+			t.Row.DeliveredAt = f.At
+		}
+	}
+}
+
+// read notes that a device's application has read messages.
+func (c *courier) read(reader string, r job.Receipt) {
+	for _, id := range r.MessageIDs {
+		t := c.byID[id]
+		if t == nil || t.Row.To != reader || !t.Row.ReadAt.IsZero() {
+			continue
+		}
+		t.Row.ReadAt = r.ReadAt
+		c.forget(t)
+	}
+}
+
+// idle reports whether nothing is under way or waits to be dispatched.
+func (c *courier) idle() bool {
+	for _, l := range c.lanes {
+		if len(l.queue) > 0 {
+			return false
+		}
+	}
+	return c.flying == 0
+}
+
+// rows returns the audit rows in the order in which the messages came.
+func (c *courier) rows() []job.MessageRow {
+	rows := make([]job.MessageRow, 0, len(c.tracked))
+	for _, t := range c.tracked {
+		rows = append(rows, t.Row)
+	}
+	return rows
+}
+
+// carried returns what the next run needs to go on.
+func (c *courier) carried() []job.Tracked {
+	tracked := make([]job.Tracked, 0, len(c.tracked))
+	for _, t := range c.tracked {
+		tracked = append(tracked, *t)
+	}
+	return tracked
+}
+
+// count sums up the messages for which keep is true.
+func (c *courier) count(keep func(job.MessageRow) bool) job.Counts {
+	var n job.Counts
+	for _, t := range c.tracked {
+		if keep(t.Row) {
+			add(&n, t.Row)
+		}
+	}
+	return n
+}
+
+func add(n *job.Counts, r job.MessageRow) {
+	n.Sent++
+	n.Resent += max(0, r.Attempts-1)
+	for _, rung := range []struct {
+		climbed bool
+		count   *int
+	}{
+		{!r.AcceptedAt.IsZero(), &n.Accepted},
+		{!r.DeliveredAt.IsZero(), &n.Delivered},
+		{!r.ReadAt.IsZero(), &n.Read},
+		{r.Refused != "", &n.Refused},
+	} {
+		if rung.climbed {
+			*rung.count++
+		}
+	}
+}
