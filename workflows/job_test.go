@@ -29,6 +29,17 @@ func TestJobCompletesWhenEveryMessageWasRead(t *testing.T) {
 	require.Equal(t, job.Counts{Sent: 7, Accepted: 7, Delivered: 7, Read: 7}, snap.Messages)
 	require.Zero(t, snap.Receipts.Refused)
 	require.Empty(t, w.registered, "identities are left behind")
+
+	kinds := map[job.Kind]int{}
+	for _, row := range w.audit() {
+		kinds[row.Kind]++
+		require.Equal(t, 1, row.Attempts, row.ID)
+		require.False(t, row.DeliveredAt.IsZero(), row.ID)
+		require.NotEmpty(t, row.To, row.ID)
+	}
+	require.Equal(t, 1, kinds[job.KindJob])
+	require.Equal(t, 6, kinds[job.KindUpdate])
+	require.Equal(t, kinds[job.KindReceipt], snap.Receipts.Delivered)
 }
 
 func TestJobAppliesUpdatesInSequenceOrderEachOnce(t *testing.T) {
