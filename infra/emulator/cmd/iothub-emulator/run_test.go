@@ -1,0 +1,263 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) {
+	if os.Getenv("RUN_THE_COMMAND") != "" {
+		main()
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// testTimeout bounds every wait of a test, so that a hang becomes a failure.
+const testTimeout = 30 * time.Second
+
+func testContext(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// freePorts are flags for listening anywhere.
+var freePorts = []string{"--amqp-addr", "127.0.0.1:0", "--amqps-addr", "127.0.0.1:0", "--mqtts-addr", "127.0.0.1:0", "--https-addr", "127.0.0.1:0"}
+
+func noEnv(string) (string, bool) { return "", false }
+
+// firstLine waits for the first line of what is written.
+func firstLine(t *testing.T, r io.Reader) string {
+	t.Helper()
+	line := make(chan string, 1)
+	go func() {
+		text, _ := bufio.NewReader(r).ReadString('\n') // a cut off line fails the test
+		line <- text
+		_, _ = io.Copy(io.Discard, r) // lets the writer go on
+	}()
+	select {
+	case text := <-line:
+		return text
+	case <-testContext(t).Done():
+		t.Fatal("nothing was written")
+		return ""
+	}
+}
+
+var readyLine = regexp.MustCompile(`^iothub-emulator is ready: settings for clients are in (.*)\n$`)
+
+// started runs the command until the function that it returns is called, which
+// returns the command's result.
+func started(t *testing.T, args ...string) (envFile string, stop func() error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	stdout, writer := io.Pipe()
+	var stderr bytes.Buffer
+	result := make(chan error, 1)
+	go func() {
+		result <- run(ctx, append([]string{"iothub-emulator"}, args...), writer, &stderr, noEnv)
+		_ = writer.Close()
+	}()
+	ready := readyLine.FindStringSubmatch(firstLine(t, stdout))
+	if ready == nil {
+		t.Fatalf("no ready line: %v\n%s", <-result, stderr.String())
+	}
+	return ready[1], func() error {
+		cancel()
+		return <-result
+	}
+}
+
+// settings reads what the command tells clients.
+func settings(t *testing.T, file string) map[string]string {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := make(map[string]string)
+	for line := range strings.Lines(string(data)) {
+		name, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
+		env[name] = value
+	}
+	return env
+}
+
+func TestReadyAndInterrupted(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file, stop := started(t, append(freePorts, "--data-dir", dir)...)
+	if file != filepath.Join(dir, "emulator.env") {
+		t.Errorf("settings are in %s", file)
+	}
+	conn, err := net.Dial("tcp", settings(t, file)["EMULATOR_AMQP_ADDR"])
+	if err != nil {
+		t.Error(err)
+	} else {
+		_ = conn.Close()
+	}
+	if err := stop(); err != nil {
+		t.Errorf("interrupted: %v", err)
+	}
+}
+
+func TestInMemory(t *testing.T) {
+	t.Parallel()
+	file, stop := started(t, freePorts...)
+	env := settings(t, file)
+	if _, err := os.Stat(env["EMULATOR_CA_FILE"]); err != nil {
+		t.Error(err)
+	}
+	if err := stop(); err != nil {
+		t.Errorf("interrupted: %v", err)
+	}
+	if _, err := os.Stat(filepath.Dir(file)); !os.IsNotExist(err) {
+		t.Errorf("the temporary directory is left: %v", err)
+	}
+}
+
+func TestFailures(t *testing.T) {
+	t.Parallel()
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = taken.Close() })
+	config := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(config, []byte("Hub:\n  Tier: S1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		args []string
+		env  map[string]string
+		want string
+	}{
+		"port taken": {
+			args: append(freePorts, "--mqtts-addr", taken.Addr().String()),
+			want: "can't listen on " + taken.Addr().String() + ": bind: address already in use; choose another address with --mqtts-addr, such as --mqtts-addr 127.0.0.1:0 for a free port",
+		},
+		"configuration":         {args: []string{"--config", config}, want: config + ":2: Tier is set, but the emulator doesn't throttle: leave it out"},
+		"no configuration":      {args: []string{"--config", "missing"}, want: "read configuration: open missing: no such file or directory"},
+		"unknown flag":          {args: []string{"--color"}, want: "flag provided but not defined: -color; see --help"},
+		"argument":              {args: []string{"data"}, want: `unexpected argument "data"; see --help`},
+		"feedback interval":     {args: []string{"--feedback-interval", "soon"}, want: `--feedback-interval is "soon" and must be a duration such as 500ms or 15s`},
+		"log level":             {args: []string{"--log-level", "loud"}, want: `--log-level is "loud" and must be debug, info, warn or error`},
+		"log format":            {args: []string{"--log-json", "maybe"}, want: `--log-json is "maybe" and must be true, false or auto`},
+		"environment":           {env: map[string]string{"IOTHUB_EMULATOR_HUB_NAME": "a b"}, want: `hub name "a b" is not a host name`},
+		"flag over environment": {args: []string{"--hub-name", "c d"}, env: map[string]string{"IOTHUB_EMULATOR_HUB_NAME": "a b"}, want: `hub name "c d" is not a host name`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			env := func(name string) (string, bool) { v, ok := tc.env[name]; return v, ok }
+			err := run(ctx, append([]string{"iothub-emulator"}, tc.args...), io.Discard, io.Discard, env)
+			if err == nil || err.Error() != tc.want {
+				t.Errorf("got  %v\nwant %s", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestHelpNamesFlagsAndVariables(t *testing.T) {
+	t.Parallel()
+	var stdout bytes.Buffer
+	if err := run(t.Context(), []string{"iothub-emulator", "--help"}, &stdout, io.Discard, noEnv); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"--data-dir DIR", "[$IOTHUB_EMULATOR_DATA_DIR]", "--config FILE", "--amqps-addr ADDRESS", `(default: "127.0.0.1:5671")`,
+		"--https-addr", `(default: "127.0.0.1:8443")`, "--mqtts-addr", `(default: "127.0.0.1:8883")`, "--amqp-addr", `(default: "127.0.0.1:5672")`,
+	} {
+		if !strings.Contains(stdout.String(), want) {
+			t.Errorf("%s is missing in:\n%s", want, stdout.String())
+		}
+	}
+}
+
+// command starts the command as a process of its own.
+func command(t *testing.T, dir string) (*exec.Cmd, map[string]string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], append(freePorts, "--data-dir", dir)...)
+	cmd.Env = append(os.Environ(), "RUN_THE_COMMAND=1")
+	cmd.Stderr = os.Stderr
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	ready := readyLine.FindStringSubmatch(firstLine(t, stdout))
+	if ready == nil {
+		t.Fatal("no ready line")
+	}
+	return cmd, settings(t, ready[1])
+}
+
+func serviceBus(t *testing.T, env map[string]string) *azservicebus.Client {
+	t.Helper()
+	client, err := azservicebus.NewClientFromConnectionString(env["SERVICEBUS_CONNECTION_STRING"], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close(context.WithoutCancel(t.Context())) })
+	return client
+}
+
+// What the emulator has acknowledged is there after a kill.
+func TestKilledWhileSending(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	cmd, env := command(t, dir)
+	sender, err := serviceBus(t, env).NewSender("device-messages", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const sent = 25
+	for i := range sent {
+		if err := sender.SendMessage(testContext(t), &azservicebus.Message{Body: fmt.Append(nil, i)}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := cmd.Process.Kill(); err != nil { // SIGKILL
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // always "killed"
+
+	_, env = command(t, dir)
+	receiver, err := serviceBus(t, env).NewReceiverForQueue("device-messages", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want := 0; want < sent; {
+		msgs, err := receiver.ReceiveMessages(testContext(t), sent, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range msgs {
+			if string(m.Body) != fmt.Sprint(want) {
+				t.Fatalf("got message %s, want %d", m.Body, want)
+			}
+			want++
+		}
+	}
+}

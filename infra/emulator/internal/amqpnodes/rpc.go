@@ -1,0 +1,205 @@
+package amqpnodes
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqpserver"
+)
+
+// maxReplies is how many replies may wait for a peer that gives no credit.
+const maxReplies = 1000
+
+// replyKey says where replies may go: to links of the same session with the
+// requested node as their source.
+type replyKey struct {
+	session amqpserver.SessionID
+	node    string
+}
+
+func keyOf(addr address, a *amqpserver.Attach) replyKey {
+	return replyKey{session: a.Session, node: strings.ToLower(addr.path)}
+}
+
+// replySource gives out the replies of a node.
+type replySource struct {
+	handler *handler
+	key     replyKey
+	address string // where the peer wants replies sent to
+
+	mu    sync.Mutex
+	queue []*amqp.Message
+	ready chan struct{}
+}
+
+// openReplies opens the receiving half of a request-response pair. Who may get
+// replies is decided on the other half.
+func (h *handler) openReplies(addr address, a *amqpserver.Attach) (amqpserver.Source, error) {
+	// The clients neither settle replies nor get credit for them again unless
+	// they come settled, whatever mode they ask for.
+	a.Settled = true
+	s := &replySource{handler: h, key: keyOf(addr, a), address: a.PeerAddress, ready: make(chan struct{}, 1)}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.replies[s.key] = append(h.replies[s.key], s)
+	return s, nil
+}
+
+func (s *replySource) Next(context.Context) (*amqpserver.Outgoing, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.queue) == 0 {
+		return nil, nil
+	}
+	m := s.queue[0]
+	s.queue = s.queue[1:]
+	return &amqpserver.Outgoing{Message: m}, nil
+}
+
+func (s *replySource) Ready() <-chan struct{} { return s.ready }
+
+func (s *replySource) Close() {
+	h := s.handler
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	left := slices.DeleteFunc(h.replies[s.key], func(other *replySource) bool { return other == s })
+	if len(left) == 0 {
+		delete(h.replies, s.key)
+		return
+	}
+	h.replies[s.key] = left
+}
+
+// push queues a reply; false if too many wait.
+func (s *replySource) push(m *amqp.Message) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.queue) >= maxReplies {
+		return false
+	}
+	s.queue = append(s.queue, m)
+	select {
+	case s.ready <- struct{}{}:
+	default:
+	}
+	return true
+}
+
+// replyLink finds the link for a reply: the one with that address, else the only
+// one there is. Clients that use one pair for all are careless with the address.
+func (h *handler) replyLink(key replyKey, replyTo string) *replySource {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	links := h.replies[key]
+	for _, s := range links {
+		if replyTo != "" && s.address == replyTo {
+			return s
+		}
+	}
+	if len(links) == 1 {
+		return links[0]
+	}
+	return nil
+}
+
+// request is a request to a node.
+type request struct {
+	msg       *amqp.Message
+	operation string
+}
+
+// property returns an application property that is a string, or "".
+func (r *request) property(name string) string {
+	s, _ := r.msg.ApplicationProperties[name].(string)
+	return s
+}
+
+// body returns the map in the request's amqp-value section, or nil.
+func (r *request) body() map[string]any {
+	m, _ := r.msg.Value.(map[string]any)
+	return m
+}
+
+// response is a node's answer.
+type response struct {
+	status      int32 // as in HTTP
+	description string
+	condition   amqp.Symbol // of the error; may be empty
+	body        any
+}
+
+func failure(status int32, condition amqp.Symbol, description string) response {
+	return response{status: status, condition: condition, description: description}
+}
+
+// message is the reply's wire form. status-code must be an int: clients take
+// any other type for a missing code.
+func (r response) message(to *amqp.Message) *amqp.Message {
+	var p amqp.Properties
+	if q := to.Properties; q != nil {
+		p.CorrelationID = q.MessageID
+		if p.CorrelationID == nil {
+			p.CorrelationID = q.CorrelationID
+		}
+		p.To = q.ReplyTo
+	}
+	props := map[string]any{
+		"status-code":        r.status,
+		"status-description": strings.ToValidUTF8(r.description, "?"),
+	}
+	if r.condition != "" {
+		props["errorCondition"] = r.condition // the name that the Service Bus SDK for .NET reads
+	}
+	return &amqp.Message{Properties: &p, ApplicationProperties: props, Value: r.body, HasValue: true}
+}
+
+// responder answers requests.
+type responder func(ctx context.Context, r *request) response
+
+// requestTarget takes the requests to a node.
+type requestTarget struct {
+	handler *handler
+	key     replyKey
+	inline  bool // the responder doesn't block
+	respond responder
+}
+
+func (h *handler) requests(addr address, a *amqpserver.Attach, inline bool, respond responder) amqpserver.Target {
+	return &requestTarget{handler: h, key: keyOf(addr, a), inline: inline, respond: respond}
+}
+
+func (t *requestTarget) Deliver(ctx context.Context, in *amqpserver.Incoming) {
+	m, err := in.Message()
+	if err != nil {
+		in.Reject(err)
+		return
+	}
+	var replyTo string
+	if m.Properties != nil && m.Properties.ReplyTo != nil {
+		replyTo = *m.Properties.ReplyTo
+	}
+	link := t.handler.replyLink(t.key, replyTo)
+	if link == nil {
+		in.Reject(amqp.Errorf(amqp.CondPreconditionFailed, "no receiver for replies from %q is attached in this session", t.key.node))
+		return
+	}
+	r := &request{msg: m}
+	r.operation = r.property("operation")
+	answer := func() {
+		if !link.push(t.respond(ctx, r).message(m)) {
+			in.Reject(amqp.Errorf(amqp.CondResourceLimitExceeded, "%d replies wait for credit", maxReplies))
+			return
+		}
+		in.Accept()
+	}
+	if t.inline {
+		answer()
+		return
+	}
+	t.handler.wg.Go(answer)
+}
+
+func (t *requestTarget) Close() {}

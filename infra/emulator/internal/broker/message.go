@@ -1,0 +1,110 @@
+package broker
+
+import (
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
+)
+
+// annotationScheduled asks for a later time of arrival (azservicebus v1.11
+// message.go).
+const annotationScheduled = "x-opt-scheduled-enqueue-time"
+
+// MessageSize returns how many bytes of a message count against limits: the
+// body, and names and values of all properties and annotations. It is smaller
+// than the encoded message by the encoding's own bytes.
+func MessageSize(m *amqp.Message) int {
+	n := mapSize(m.Annotations) + mapSize(m.ApplicationProperties)
+	for _, d := range m.Data {
+		n += len(d)
+	}
+	for _, s := range m.Sequence {
+		n += valueSize(s)
+	}
+	if m.HasValue {
+		n += valueSize(m.Value)
+	}
+	if m.Properties != nil {
+		n += propertiesSize(m.Properties)
+	}
+	return n
+}
+
+func propertiesSize(p *amqp.Properties) int {
+	n := valueSize(p.MessageID) + valueSize(p.CorrelationID) + len(p.UserID)
+	for _, s := range []*string{p.To, p.Subject, p.ReplyTo, p.ContentType, p.ContentEncoding, p.GroupID, p.ReplyToGroupID} {
+		if s != nil {
+			n += len(*s)
+		}
+	}
+	return n
+}
+
+func mapSize(m map[string]any) int {
+	n := 0
+	for k, v := range m {
+		n += len(k) + valueSize(v)
+	}
+	return n
+}
+
+// valueSize takes eight bytes for everything that has no length of its own.
+func valueSize(v any) int {
+	switch v := v.(type) {
+	case nil:
+		return 0
+	case string:
+		return len(v)
+	case amqp.Symbol:
+		return len(v)
+	case []byte:
+		return len(v)
+	case map[string]any:
+		return mapSize(v)
+	case []any:
+		n := 0
+		for _, e := range v {
+			n += valueSize(e)
+		}
+		return n
+	}
+	return 8
+}
+
+// messageID returns the message ID as text, or an empty string.
+func messageID(m *amqp.Message) string {
+	if m.Properties == nil {
+		return ""
+	}
+	switch id := m.Properties.MessageID.(type) {
+	case nil:
+		return ""
+	case string:
+		return id
+	default:
+		return fmt.Sprint(id)
+	}
+}
+
+// scheduledTime returns the time of arrival that the sender asked for, or zero.
+func scheduledTime(m *amqp.Message) time.Time {
+	t, _ := m.Annotations[annotationScheduled].(time.Time)
+	return t
+}
+
+// withProperties returns a copy of the message that has more application
+// properties and shares everything else.
+func withProperties(m *amqp.Message, more map[string]any) *amqp.Message {
+	if len(more) == 0 {
+		return m
+	}
+	c := *m
+	c.ApplicationProperties = maps.Clone(m.ApplicationProperties)
+	if c.ApplicationProperties == nil {
+		c.ApplicationProperties = make(map[string]any, len(more))
+	}
+	maps.Copy(c.ApplicationProperties, more)
+	return &c
+}

@@ -1,0 +1,212 @@
+package broker
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
+)
+
+// lock locks a message for a consumer, or for the lock duration if c is nil.
+func (q *Queue) lock(e *entry, c *Consumer, now time.Time) *Delivery {
+	e.state = stateLocked
+	e.token = newToken()
+	e.holder = c
+	if q.locked == nil {
+		q.locked = make(map[amqp.UUID]*entry)
+	}
+	q.locked[e.token] = e
+	if c != nil && c.opts.HoldLocks {
+		e.held = true
+		c.held[e] = struct{}{}
+		q.deadlines.set(e, time.Time{})
+	} else {
+		e.lockedUntil = now.Add(q.opts.LockDuration)
+		q.deadlines.set(e, e.lockedUntil)
+	}
+	return e.delivery()
+}
+
+// newToken returns a random UUID (RFC 9562, version 4). A token names a lock and
+// gives no right, so a fast generator will do.
+func newToken() amqp.UUID {
+	var u amqp.UUID
+	binary.LittleEndian.PutUint64(u[:8], rand.Uint64())
+	binary.LittleEndian.PutUint64(u[8:], rand.Uint64())
+	u[6] = u[6]&0x0f | 0x40
+	u[8] = u[8]&0x3f | 0x80
+	return u
+}
+
+// Settle ends the lock of a message, from whatever connection; ErrLockLost if
+// it has no such lock.
+func (q *Queue) Settle(ctx context.Context, token amqp.UUID, s Settlement) error {
+	return wait(ctx, func(done func(error)) { q.SettleAsync(token, s, done) })
+}
+
+// SettleAsync is Settle that calls done with the result.
+func (q *Queue) SettleAsync(token amqp.UUID, s Settlement, done func(error)) {
+	tx := NewTx(q.store)
+	q.mu.Lock()
+	due := q.sweep(time.Now())
+	err := q.settle(tx, token, s)
+	q.arm()
+	q.mu.Unlock()
+	if due != nil {
+		due.CommitAsync(nil)
+	}
+	if err != nil {
+		done(err)
+		return
+	}
+	if tx.empty() {
+		done(nil) // nothing to make durable: it was released
+		return
+	}
+	tx.CommitAsync(done)
+}
+
+func (q *Queue) settle(tx *Tx, token amqp.UUID, s Settlement) error {
+	if err := q.closedError(); err != nil {
+		return err
+	}
+	e := q.locked[token]
+	if e == nil {
+		return fmt.Errorf("queue %s: %w", q.name, ErrLockLost)
+	}
+	if s.Action == DeadLetter && q.isDeadLetter {
+		return fmt.Errorf("dead-letter a message of %s: %w", q.name, ErrNotAllowed)
+	}
+	if err := q.modify(tx, e, s); err != nil {
+		return err
+	}
+	q.unlock(e)
+	switch s.Action {
+	case Complete:
+		q.finish(tx, e, Completed, "", "")
+	case DeadLetter:
+		q.finish(tx, e, Rejected, s.Reason, s.Description)
+	case Release:
+		q.makeAvailable(e)
+	case Abandon:
+		e.count++
+		if q.exceeded(e) {
+			q.finish(tx, e, DeliveryCountExceeded, "", "")
+		} else {
+			q.giveBackDurably(tx, e)
+		}
+	case Defer:
+		e.deferred = true
+		q.giveBackDurably(tx, e)
+	}
+	return nil
+}
+
+// modify stages the properties that a receiver changes in the message.
+func (q *Queue) modify(tx *Tx, e *entry, s Settlement) error {
+	if len(s.Properties) == 0 || s.Action == Complete || s.Action == Release {
+		return nil
+	}
+	before := *e
+	e.msg = withProperties(e.msg, s.Properties)
+	e.size = MessageSize(e.msg)
+	record, err := e.record()
+	if err != nil {
+		e.msg, e.size = before.msg, before.size
+		return fmt.Errorf("queue %s: %w", q.name, err)
+	}
+	q.bytes += int64(e.size - before.size)
+	tx.put(q.prefix, keyMessage, e.seq, record)
+	return nil
+}
+
+// giveBackDurably makes a message available again when the disk knows what the
+// receiver decided: that the delivery counts, or that the message is deferred.
+func (q *Queue) giveBackDurably(tx *Tx, e *entry) {
+	e.state = stateEnding
+	q.recordState(tx, e)
+	tx.OnCommit(func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		if q.ended == nil {
+			q.makeAvailable(e)
+			q.arm()
+		}
+	})
+}
+
+// RenewLock starts the lock duration anew and returns its end, which is zero
+// for a lock held by a consumer; ErrLockLost if there is no such lock.
+func (q *Queue) RenewLock(token amqp.UUID) (time.Time, error) {
+	q.mu.Lock()
+	now := time.Now()
+	due := q.sweep(now)
+	e, err := q.locked[token], q.closedError()
+	switch {
+	case err != nil:
+	case e == nil:
+		err = fmt.Errorf("queue %s: %w", q.name, ErrLockLost)
+	case !e.held:
+		e.lockedUntil = now.Add(q.opts.LockDuration)
+		q.deadlines.set(e, e.lockedUntil)
+	}
+	q.arm()
+	var until time.Time
+	if err == nil {
+		until = e.lockedUntil
+	}
+	q.mu.Unlock()
+	if due != nil {
+		due.CommitAsync(nil)
+	}
+	return until, err
+}
+
+// ReceiveDeferred hands out deferred messages by sequence number. Numbers that
+// are not of deferred messages are left out.
+func (q *Queue) ReceiveDeferred(ctx context.Context, mode Mode, sequenceNumbers ...int64) ([]*Delivery, error) {
+	tx := NewTx(q.store)
+	q.mu.Lock()
+	if err := q.closedError(); err != nil {
+		q.mu.Unlock()
+		return nil, err
+	}
+	now := time.Now()
+	due := q.sweep(now)
+	var found []*Delivery
+	for _, seq := range sequenceNumbers {
+		if e := q.entries[seq]; e != nil && e.state == stateDeferred {
+			found = append(found, q.handOut(tx, e, nil, mode, now))
+		}
+	}
+	q.arm()
+	q.mu.Unlock()
+	return found, commitBoth(ctx, due, tx)
+}
+
+// handOut locks a message, or stages its end if it is received and deleted.
+func (q *Queue) handOut(tx *Tx, e *entry, c *Consumer, mode Mode, now time.Time) *Delivery {
+	q.ready.remove(e)
+	if mode == PeekLock {
+		return q.lock(e, c, now)
+	}
+	d := e.delivery()
+	q.finish(tx, e, Completed, "", "")
+	return d
+}
+
+// commitBoth commits what was due, without waiting, and then tx, if it has
+// anything to make durable.
+func commitBoth(ctx context.Context, due, tx *Tx) error {
+	if due != nil {
+		due.CommitAsync(nil)
+	}
+	if tx.empty() {
+		return nil
+	}
+	// The messages are taken already, so the context can't stop it any more.
+	return tx.Commit(context.WithoutCancel(ctx))
+}

@@ -1,0 +1,196 @@
+package hub
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"time"
+)
+
+// Timeouts of direct methods (IoT Hub docs: "Understand and invoke direct
+// methods from IoT Hub").
+const (
+	DefaultMethodResponseTimeout = 30 * time.Second
+	MinMethodResponseTimeout     = 5 * time.Second
+	MaxMethodTimeout             = 300 * time.Second
+	// MaxMethodPayload is the largest payload in bytes, either way.
+	MaxMethodPayload = 128 << 10
+)
+
+// MethodCall is a call of a direct method.
+type MethodCall struct {
+	Name string
+	// Payload is JSON; nil when the caller gave none.
+	Payload json.RawMessage
+	// ResponseTimeout is how long the device may take; 0 means 30 s.
+	ResponseTimeout time.Duration
+	// ConnectTimeout is how long to wait for the device to come; 0 means that
+	// an absent device fails the call at once.
+	ConnectTimeout time.Duration
+}
+
+// MethodResult is the device's answer. Its status is the device's own business.
+type MethodResult struct {
+	Status  int             `json:"status"`
+	Payload json.RawMessage `json:"payload"`
+}
+
+// MethodRequest is a call as the device gets it.
+type MethodRequest struct {
+	// RequestID goes back with the response: lower-case hexadecimal.
+	RequestID string
+	Name      string
+	// Payload is nil when the caller gave none.
+	Payload json.RawMessage
+}
+
+func (c *MethodCall) check() error {
+	c.ResponseTimeout = cmp.Or(c.ResponseTimeout, DefaultMethodResponseTimeout)
+	switch {
+	case c.Name == "":
+		return refuse(CodeArgumentInvalid, "method name is missing")
+	case c.ResponseTimeout < MinMethodResponseTimeout || c.ResponseTimeout > MaxMethodTimeout:
+		return refuse(CodeArgumentInvalid, "response timeout %s is not between %s and %s", c.ResponseTimeout, MinMethodResponseTimeout, MaxMethodTimeout)
+	case c.ConnectTimeout < 0 || c.ConnectTimeout > MaxMethodTimeout:
+		return refuse(CodeArgumentInvalid, "connect timeout %s is not between 0s and %s", c.ConnectTimeout, MaxMethodTimeout)
+	case len(c.Payload) > MaxMethodPayload:
+		return refuse(CodeMessageTooLarge, "method payload has %d bytes of at most %d", len(c.Payload), MaxMethodPayload)
+	case c.Payload != nil && !json.Valid(c.Payload):
+		return refuse(CodeFormatError, "method payload is not JSON")
+	}
+	return nil
+}
+
+// InvokeMethod calls a method of a device and waits for the answer.
+//
+// Errors: CodeDeviceNotFound, CodeDeviceNotOnline, CodeConnectionClosed when
+// the device went away, CodeGatewayTimeout, CodeArgumentInvalid.
+func (h *Hub) InvokeMethod(ctx context.Context, deviceID string, call MethodCall) (MethodResult, error) {
+	if err := call.check(); err != nil {
+		return MethodResult{}, err
+	}
+	d, err := h.find(deviceID)
+	if err != nil {
+		return MethodResult{}, err
+	}
+	connectBy := time.Now().Add(call.ConnectTimeout)
+	for {
+		s, err := d.awaitMethods(ctx, time.Until(connectBy))
+		if err != nil {
+			return MethodResult{}, err
+		}
+		if result, answer := s.begin(call); answer != nil {
+			return s.await(ctx, call, result, answer)
+		}
+		// The session ended or gave up methods in between: wait for the next.
+	}
+}
+
+// awaitMethods waits until a session of the device handles methods.
+func (d *device) awaitMethods(ctx context.Context, timeout time.Duration) (*Session, error) {
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	for {
+		d.mu.Lock()
+		s := d.session
+		exists := d.exists
+		if d.methodsAwaited == nil {
+			d.methodsAwaited = make(chan struct{})
+		}
+		changed := d.methodsAwaited
+		d.mu.Unlock()
+		switch {
+		case !exists:
+			return nil, notFound(d.id)
+		case s != nil && s.handlesMethods():
+			return s, nil
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			return nil, refuse(CodeDeviceNotOnline, "device %q is not connected, or not listening for methods", d.id)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (s *Session) handlesMethods() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.deliver != nil
+}
+
+// begin hands a call to the device. It returns the call's ID and where the
+// answer will come, or nil if the session doesn't handle methods.
+func (s *Session) begin(call MethodCall) (string, <-chan MethodResult) {
+	s.mu.Lock()
+	deliver := s.deliver
+	if deliver == nil {
+		s.mu.Unlock()
+		return "", nil
+	}
+	id := fmt.Sprintf("%x", rand.Uint64())
+	answer := make(chan MethodResult, 1)
+	if s.calls == nil {
+		s.calls = make(map[string]chan<- MethodResult)
+	}
+	s.calls[id] = answer
+	s.mu.Unlock()
+	deliver(MethodRequest{RequestID: id, Name: call.Name, Payload: call.Payload})
+	return id, answer
+}
+
+func (s *Session) await(ctx context.Context, call MethodCall, id string, answer <-chan MethodResult) (MethodResult, error) {
+	defer s.forgetCall(id)
+	timer := time.NewTimer(call.ResponseTimeout)
+	defer timer.Stop()
+	select {
+	case result := <-answer:
+		return result, nil
+	case <-timer.C:
+		return MethodResult{}, refuse(CodeGatewayTimeout, "device %q didn't answer method %q within %s", s.device.id, call.Name, call.ResponseTimeout)
+	case <-s.done:
+		return MethodResult{}, refuse(CodeConnectionClosed, "device %q disconnected before it answered method %q", s.device.id, call.Name)
+	case <-ctx.Done():
+		return MethodResult{}, ctx.Err()
+	}
+}
+
+func (s *Session) forgetCall(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.calls, id)
+}
+
+// HandleMethods makes deliver the way to give the session method calls, until
+// the session ends or it is called with nil. deliver must not block.
+func (s *Session) HandleMethods(deliver func(MethodRequest)) {
+	s.mu.Lock()
+	if s.err == nil {
+		s.deliver = deliver
+	}
+	s.mu.Unlock()
+	d := s.device
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.methodsAwaited != nil {
+		close(d.methodsAwaited)
+		d.methodsAwaited = nil
+	}
+}
+
+// RespondMethod takes the device's answer. One to an unknown request, such as a
+// late one, is ignored.
+func (s *Session) RespondMethod(requestID string, result MethodResult) {
+	s.device.touch()
+	s.mu.Lock()
+	answer := s.calls[requestID]
+	delete(s.calls, requestID)
+	s.mu.Unlock()
+	if answer != nil {
+		answer <- result // has room for its one answer
+	}
+}

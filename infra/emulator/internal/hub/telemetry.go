@@ -1,0 +1,202 @@
+package hub
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/broker"
+)
+
+// EventsEndpoint is the name of the built-in endpoint in the configuration of
+// routes (IoT Hub docs: "Use IoT Hub message routing").
+const EventsEndpoint = "events"
+
+// Route leads the device-to-cloud messages of a hub to an endpoint.
+type Route struct {
+	Name string
+	// Endpoint is a queue or topic; nil means the built-in endpoint.
+	Endpoint Endpoint
+}
+
+// Endpoint is where a route can lead to: a queue or topic without duplicate
+// detection.
+type Endpoint interface {
+	Name() string
+	Stage(tx *broker.Tx, msgs ...*amqp.Message) error
+}
+
+// endpoints returns the endpoints of all routes, each once: a message goes to
+// an endpoint once, however many routes lead there. All routes match every
+// message, so the fallback route is for a hub without routes.
+func endpoints(opts Options) []Endpoint {
+	var all []Endpoint
+	seen := make(map[Endpoint]bool)
+	for _, r := range opts.Routes {
+		if !seen[r.Endpoint] {
+			seen[r.Endpoint] = true
+			all = append(all, r.Endpoint)
+		}
+	}
+	if len(all) == 0 && opts.FallbackRoute {
+		all = append(all, nil)
+	}
+	return all
+}
+
+// Names that the hub stamps on device-to-cloud messages (IoT Hub docs: "Create
+// and read IoT Hub messages"). A queue or topic gets them as application
+// properties and the built-in endpoint as message annotations.
+const (
+	PropertyDeviceID      = "iothub-connection-device-id"
+	PropertyGenerationID  = "iothub-connection-auth-generation-id"
+	PropertyAuthMethod    = "iothub-connection-auth-method"
+	PropertyEnqueuedTime  = "iothub-enqueuedtime"
+	PropertyMessageSource = "iothub-message-source"
+
+	sourceTelemetry = "Telemetry"
+)
+
+// reserved tells the application properties that only the hub may set.
+func reserved(name string) bool {
+	name = strings.ToLower(name)
+	return strings.HasPrefix(name, "iothub-connection-") || name == PropertyEnqueuedTime || name == PropertyMessageSource
+}
+
+// Publish takes a device-to-cloud message: it stamps it and stores it at all
+// endpoints that a route leads to, and returns when it is there.
+//
+// The message carries the system properties that the device set in Properties;
+// iothub-creation-time-utc among the ApplicationProperties; dt-subject,
+// dt-dataschema and iothub-interface-id among the Annotations. The hub takes
+// the message over.
+//
+// Errors: CodeMessageTooLarge, CodeServiceUnavailable when an endpoint is full,
+// and the reason of a session that has ended.
+func (s *Session) Publish(ctx context.Context, m *amqp.Message) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	result := make(chan error, 1)
+	s.PublishAsync(m, func(err error) { result <- err })
+	return <-result
+}
+
+// PublishAsync is Publish that calls done with the result, possibly before it
+// returns. Messages of one session keep the order of the calls, so a front end
+// need not wait for one message before it takes the next.
+func (s *Session) PublishAsync(m *amqp.Message, done func(error)) {
+	if err := s.Err(); err != nil {
+		done(err)
+		return
+	}
+	s.device.touch()
+	if n := broker.MessageSize(m); n > MaxD2CMessageSize {
+		done(refuse(CodeMessageTooLarge, "message has %d bytes of at most %d", n, MaxD2CMessageSize))
+		return
+	}
+	tx := broker.NewTx(s.device.hub.store)
+	if err := s.stage(tx, m); err != nil {
+		tx.Abort()
+		done(translate(err, CodeServiceUnavailable))
+		return
+	}
+	tx.CommitAsync(func(err error) { done(translate(err, CodeServiceUnavailable)) })
+}
+
+func (s *Session) stage(tx *broker.Tx, m *amqp.Message) error {
+	h := s.device.hub
+	normaliseIDs(m)
+	stamps := map[string]any{
+		PropertyDeviceID:     s.device.id,
+		PropertyGenerationID: s.generation,
+		PropertyAuthMethod:   s.authMethod,
+	}
+	for _, endpoint := range h.endpoints {
+		var err error
+		if endpoint == nil {
+			err = h.opts.Events.Stage(tx, broker.AppendOptions{PartitionKey: s.device.id}, s.forEvents(m, stamps))
+		} else {
+			err = endpoint.Stage(tx, s.forQueue(m, stamps))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forQueue returns the message as a Service Bus endpoint gets it.
+func (s *Session) forQueue(m *amqp.Message, stamps map[string]any) *amqp.Message {
+	stamped := s.bare(m)
+	maps.Copy(stamped.ApplicationProperties, m.Annotations)
+	maps.Copy(stamped.ApplicationProperties, stamps)
+	return stamped
+}
+
+// forEvents returns the message as the built-in endpoint gets it.
+func (s *Session) forEvents(m *amqp.Message, stamps map[string]any) *amqp.Message {
+	stamped := s.bare(m)
+	stamped.Annotations = make(map[string]any, len(m.Annotations)+len(stamps)+2)
+	maps.Copy(stamped.Annotations, m.Annotations)
+	maps.Copy(stamped.Annotations, stamps)
+	stamped.Annotations[PropertyEnqueuedTime] = time.Now().UTC()
+	stamped.Annotations[PropertyMessageSource] = sourceTelemetry
+	return stamped
+}
+
+// bare copies what both kinds of endpoint get: one data section, the device's
+// properties, and its application properties without those that are the hub's.
+func (s *Session) bare(m *amqp.Message) *amqp.Message {
+	c := &amqp.Message{
+		Properties:            m.Properties,
+		ApplicationProperties: make(map[string]any, len(m.ApplicationProperties)+4),
+		Data:                  [][]byte{m.Body()},
+	}
+	if c.Properties == nil || c.Properties.To == nil {
+		var p amqp.Properties
+		if c.Properties != nil {
+			p = *c.Properties
+		}
+		to := "/devices/" + url.PathEscape(s.device.id) + "/messages/events"
+		p.To = &to
+		c.Properties = &p
+	}
+	for name, value := range m.ApplicationProperties {
+		if !reserved(name) {
+			c.ApplicationProperties[name] = value
+		}
+	}
+	return c
+}
+
+// normaliseIDs turns message and correlation IDs into text. The Node SDKs send
+// those that look like a UUID as one (azure-iot-device-amqp, message
+// conversion), but feedback, MQTT and Service Bus clients know text only.
+func normaliseIDs(m *amqp.Message) {
+	if m.Properties == nil {
+		return
+	}
+	p := *m.Properties
+	p.MessageID, p.CorrelationID = idText(p.MessageID), idText(p.CorrelationID)
+	m.Properties = &p
+}
+
+func idText(id any) any {
+	switch id := id.(type) {
+	case nil, string:
+		return id
+	case amqp.UUID:
+		return uuid.UUID(id).String()
+	case []byte:
+		return string(id)
+	default:
+		return fmt.Sprint(id)
+	}
+}

@@ -1,0 +1,116 @@
+package rest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
+)
+
+const contentType = "application/json; charset=utf-8"
+
+// codeNotImplemented is in no list of the cloud, where everything is there.
+const codeNotImplemented = "NotImplemented"
+
+func refuse(code hub.Code, format string, args ...any) error {
+	return &hub.Error{Code: code, Message: fmt.Sprintf(format, args...), TrackingID: uuid.NewString()}
+}
+
+// answer writes a success.
+func (h *Handler) answer(w http.ResponseWriter, r *http.Request, a response) {
+	for name, values := range a.header {
+		w.Header()[name] = values
+	}
+	if a.status == http.StatusNoContent {
+		w.WriteHeader(a.status)
+		return
+	}
+	h.write(w, r, http.StatusOK, a.body)
+}
+
+func (h *Handler) write(w http.ResponseWriter, r *http.Request, status int, body any) {
+	text, err := json.Marshal(body)
+	if err != nil {
+		h.log.ErrorContext(r.Context(), "encode answer", "path", r.URL.Path, "error", err)
+		w.WriteHeader(http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", contentType)
+	w.WriteHeader(status)
+	_, _ = w.Write(text) // a client that has gone needs no answer
+}
+
+// failure is the body of an error: Message starts with ErrorCode:<name>; and
+// SDKs take the name from there (azure-iothub 1.16 rest_api_client.js).
+type failure struct {
+	Message          string `json:"Message"`
+	ExceptionMessage string `json:"ExceptionMessage"`
+}
+
+// fail writes an error; to is nil when no route was found.
+func (h *Handler) fail(w http.ResponseWriter, r *http.Request, to *route, err error) {
+	var notEmulated *notEmulatedError
+	var wrongMethod *methodError
+	switch {
+	case errors.As(err, &notEmulated):
+		h.write(w, r, http.StatusNotImplemented, plainFailure(w, codeNotImplemented, err))
+		return
+	case errors.As(err, &wrongMethod):
+		w.Header().Set("Allow", strings.Join(wrongMethod.allowed, ", "))
+		h.write(w, r, http.StatusMethodNotAllowed, plainFailure(w, hub.CodeInvalidOperation.Name(), err))
+		return
+	case errors.Is(err, errNoResource):
+		h.write(w, r, http.StatusNotFound, failure{Message: err.Error()})
+		return
+	}
+	if r.Context().Err() != nil {
+		return // the client has gone, and whatever failed failed for that
+	}
+	e := hub.AsError(err)
+	if status := e.Code.Status(); status >= 500 && status != http.StatusGatewayTimeout {
+		h.log.ErrorContext(r.Context(), "request failed", "method", r.Method, "path", r.URL.Path, "trackingId", e.TrackingID, "error", err)
+	} else {
+		h.log.InfoContext(r.Context(), "request refused", "method", r.Method, "path", r.URL.Path, "trackingId", e.TrackingID, "error", err)
+	}
+	w.Header().Set("iothub-errorcode", e.Code.Name())
+	encode := registryFailure
+	if to != nil && to.failure != nil {
+		encode = to.failure
+	}
+	h.write(w, r, e.Code.Status(), encode(e))
+}
+
+func plainFailure(w http.ResponseWriter, name string, err error) failure {
+	w.Header().Set("iothub-errorcode", name)
+	return failure{Message: "ErrorCode:" + name + ";" + err.Error()}
+}
+
+// registryFailure is the form of errors of the registry and older operations.
+func registryFailure(e *hub.Error) any {
+	return failure{
+		Message:          "ErrorCode:" + e.Code.Name() + ";" + e.Message,
+		ExceptionMessage: fmt.Sprintf("Tracking ID:%s-TimeStamp:%s", e.TrackingID, time.Now().UTC().Format("01/02/2006 15:04:05")),
+	}
+}
+
+// methodFailure is the form of errors of direct methods: an object as text
+// within the text.
+func methodFailure(e *hub.Error) any {
+	inner, err := json.Marshal(struct {
+		ErrorCode    int    `json:"errorCode"`
+		TrackingID   string `json:"trackingId"`
+		Message      string `json:"message"`
+		Info         any    `json:"info"`
+		TimestampUTC string `json:"timestampUtc"`
+	}{int(e.Code), e.TrackingID, e.Message, struct{}{}, time.Now().UTC().Format(time.RFC3339Nano)})
+	if err != nil {
+		return registryFailure(e)
+	}
+	return failure{Message: string(inner)}
+}

@@ -1,0 +1,46 @@
+package rest
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
+)
+
+// readBody reads a body of at most limit bytes.
+func readBody(r request, limit int) ([]byte, error) {
+	if r.ContentLength > int64(limit) {
+		return nil, tooLarge(limit)
+	}
+	body, err := io.ReadAll(io.LimitReader(r.Body, int64(limit)+1))
+	switch {
+	case err != nil:
+		return nil, refuse(hub.CodeArgumentInvalid, "the request ends before its body does")
+	case len(body) > limit:
+		return nil, tooLarge(limit)
+	}
+	return body, nil
+}
+
+func tooLarge(limit int) error {
+	return refuse(hub.CodeMessageTooLarge, "the body has more than %d bytes", limit)
+}
+
+// readJSON decodes a body into v. Fields that v doesn't have are ignored: SDKs
+// send back whatever they once received.
+func readJSON(r request, limit int, v any) error {
+	body, err := readBody(r, limit)
+	if err != nil {
+		return err
+	}
+	err = json.Unmarshal(body, v)
+	var wrongType *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &wrongType):
+		return refuse(hub.CodeFormatError, "field %q of the body can't be a %s", wrongType.Field, wrongType.Value)
+	case err != nil:
+		return refuse(hub.CodeFormatError, "the body is not JSON")
+	}
+	return nil
+}
