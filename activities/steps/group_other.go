@@ -1,0 +1,19 @@
+//go:build !unix
+
+package steps
+
+import (
+	"io/fs"
+	"os/exec"
+)
+
+// inherited are the environment variables of the solver that a step sees; programs on Windows fail without most of
+// these.
+var inherited = []string{"PATH", "PATHEXT", "SystemRoot", "SystemDrive", "ComSpec"}
+
+func executable(fs.FileInfo) bool { return true }
+
+// ownGroup does nothing: without process groups only the step's own process can be killed.
+func ownGroup(*exec.Cmd) {}
+
+func killGroup(cmd *exec.Cmd) error { return cmd.Process.Kill() }
