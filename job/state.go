@@ -114,6 +114,7 @@ type Carried struct {
 
 // Tracked is a message with its audit row; the message is kept only as long as it may be sent again.
 type Tracked struct {
-	Row     MessageRow `json:"row"`
-	Message *Message   `json:"message,omitempty"`
+	Row      MessageRow `json:"row"`
+	Message  *Message   `json:"message,omitempty"`
+	HandedAt time.Time  `json:"handedAt,omitzero"` // of the last send that the hub accepted, by the workflow's clock
 }

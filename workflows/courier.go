@@ -47,7 +47,7 @@ func newCourier(window int, ttl time.Duration, carried []job.Tracked) *courier {
 // resume puts the messages that an earlier run took, but did not hand to the hub, back into their lanes.
 func (c *courier) resume(ctx workflow.Context) {
 	for _, t := range c.tracked {
-		if t.Message != nil && t.Row.AcceptedAt.IsZero() && t.Row.Refused == "" {
+		if t.Message != nil && t.HandedAt.IsZero() && t.Row.Refused == "" {
 			c.enqueue(ctx, t)
 		}
 	}
@@ -133,7 +133,7 @@ func (c *courier) inHub(ctx workflow.Context, target string) (confirmed, others 
 	now := workflow.Now(ctx)
 	for _, t := range c.tracked {
 		r := t.Row
-		left := r.AcceptedAt.IsZero() || r.Outcome != "" || !r.ReadAt.IsZero() || now.Sub(r.AcceptedAt) > c.ttl
+		left := t.HandedAt.IsZero() || r.Outcome != "" || !r.ReadAt.IsZero() || now.Sub(t.HandedAt) > c.ttl
 		switch {
 		case r.To != target || left:
 		case r.Kind.Confirmed():
@@ -188,9 +188,21 @@ func (c *courier) record(ctx workflow.Context, batch []*job.Tracked, out job.Dis
 			c.refuse(ctx, t, r.Reason, r.Description)
 			continue
 		}
-		t.Row.AcceptedAt = workflow.Now(ctx)
+		t.HandedAt = workflow.Now(ctx).UTC()
+		t.Row.AcceptedAt = accepted(t.HandedAt, t.Row)
 		c.forget(t)
 	}
+}
+
+// accepted returns when the hub has taken a message, given when that became known: news of what happened to it later may
+// have come first.
+func accepted(known time.Time, r job.MessageRow) time.Time {
+	for _, later := range []time.Time{r.DeliveredAt, r.ReadAt} {
+		if r.Attempts <= 1 && !later.IsZero() && later.Before(known) {
+			known = later
+		}
+	}
+	return known
 }
 
 // forget drops the body of a message that will never be sent again.

@@ -107,6 +107,8 @@ func newJobRun(ctx workflow.Context, in job.JobInput) (*jobRun, error) {
 	r.reader = &reader{
 		jobID: in.Job.CorrelationID, role: job.RoleScheduler, host: r.host,
 		pending: carried.Unread, sent: carried.Receipts,
+		delay: min(receiptDelay, in.Options.ReceiptTimeout/4), batch: (in.Options.Window + 1) / 2,
+		urgent: func() bool { return r.ending != "" || r.cancel != nil },
 	}
 	return r, nil
 }

@@ -29,7 +29,7 @@ func (r *jobRun) watchReceipts(ctx workflow.Context) {
 func (r *jobRun) firstDue() *job.Tracked {
 	var first *job.Tracked
 	for _, t := range r.courier.tracked {
-		if r.open(t) && !t.Row.AcceptedAt.IsZero() && (first == nil || r.due(t).Before(r.due(first))) {
+		if r.open(t) && !t.HandedAt.IsZero() && (first == nil || r.due(t).Before(r.due(first))) {
 			first = t
 		}
 	}
@@ -39,7 +39,7 @@ func (r *jobRun) firstDue() *job.Tracked {
 // due returns when t's receipt is due: some time after the hub took it or it was last checked, at once when feedback
 // says that the device will never get it.
 func (r *jobRun) due(t *job.Tracked) time.Time {
-	since := t.Row.AcceptedAt
+	since := t.HandedAt
 	checked := r.checked[t.Row.ID]
 	if checked.Before(since) && lost(t) {
 		return since
@@ -58,7 +58,7 @@ func (r *jobRun) check(ctx workflow.Context) {
 	var late []*job.Tracked
 	reconnect := false
 	for _, t := range r.courier.tracked {
-		if !r.open(t) || t.Row.AcceptedAt.IsZero() || r.due(t).After(workflow.Now(ctx)) {
+		if !r.open(t) || t.HandedAt.IsZero() || r.due(t).After(workflow.Now(ctx)) {
 			continue
 		}
 		r.checked[t.Row.ID] = workflow.Now(ctx)

@@ -2,19 +2,27 @@ package workflows
 
 import (
 	"fmt"
+	"time"
 
 	"go.temporal.io/sdk/workflow"
 
 	"github.com/hubjobs/hubjobs/job"
 )
 
+// receiptDelay is how long a read message may wait for others to share its receipt. A receipt costs a device-to-cloud
+// and a cloud-to-device message, and on an S1 hub the latter are the scarcest thing there is.
+const receiptDelay = time.Second
+
 // reader answers for the messages that a device has received: it confirms each with a read receipt, many in one.
 type reader struct {
 	jobID   string
 	role    job.Role
 	host    *host
-	pending []string // message IDs that were read and are not yet confirmed
-	sent    int      // receipts so far
+	delay   time.Duration // how long a receipt may wait for more messages
+	batch   int           // messages that don't wait any longer
+	urgent  func() bool   // true when nothing may wait any longer
+	pending []string      // message IDs that were read and are not yet confirmed
+	sent    int           // receipts so far
 	sending bool
 	paused  bool // no new receipt is started
 }
@@ -34,6 +42,12 @@ func (r *reader) run(ctx workflow.Context) {
 	for {
 		if workflow.Await(ctx, func() bool { return len(r.pending) > 0 && !r.paused }) != nil {
 			return
+		}
+		await(ctx, r.delay, "collect messages for one read receipt", func() bool {
+			return r.urgent() || len(r.pending) >= r.batch || r.paused
+		})
+		if r.paused || ctx.Err() != nil {
+			continue
 		}
 		batch := r.pending[:min(len(r.pending), job.MaxReceiptMessageCount)]
 		r.sending = true
@@ -55,7 +69,14 @@ func (r *reader) send(ctx workflow.Context, ids []string) error {
 	}
 	m := message(r.jobID, r.role, job.KindReceipt, body)
 	m.ID = job.ReceiptID(r.jobID, r.role, r.sent)
-	return r.host.send(ctx, fmt.Sprintf("receipt for %d messages from %s", len(ids), m.From), m)
+	return r.host.send(ctx, fmt.Sprintf("receipt for %s from %s", counted(len(ids)), m.From), m)
+}
+
+func counted(messages int) string {
+	if messages == 1 {
+		return "1 message"
+	}
+	return fmt.Sprintf("%d messages", messages)
 }
 
 // idle reports whether every message that was read is confirmed.

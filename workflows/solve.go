@@ -64,18 +64,26 @@ type solveRun struct {
 	stopSteps func()
 	stopped   string          // why the steps were stopped; empty while they may go on
 	closed    bool            // the job is over, nobody listens any more
+	finishing bool            // nothing but receipts is awaited any more
 	seen      map[string]bool // messages that were read
-	awaited   []string        // own messages that are not confirmed yet
+	sent      []string        // own messages that the other side shall confirm
+	confirmed map[string]bool // own messages that it has confirmed; a receipt may come before the step has returned
 }
 
 func newSolveRun(in job.SolveInput) *solveRun {
 	id := in.Job.CorrelationID
-	s := &solveRun{in: in, sequence: 1, seen: make(map[string]bool), result: job.SolveResult{JobID: id}}
+	s := &solveRun{
+		in: in, sequence: 1, result: job.SolveResult{JobID: id},
+		seen: make(map[string]bool), confirmed: make(map[string]bool),
+	}
 	s.host = &host{
 		session: job.Session{DeviceID: job.DeviceID(job.RoleSolver, id), WorkflowID: job.SolveWorkflowID(id)},
 		connect: s.connect,
 	}
-	s.reader = &reader{jobID: id, role: job.RoleSolver, host: s.host}
+	s.reader = &reader{
+		jobID: id, role: job.RoleSolver, host: s.host, delay: receiptDelay, batch: job.MaxReceiptMessageCount,
+		urgent: func() bool { return s.finishing || s.stopped != "" },
+	}
 	return s
 }
 
@@ -119,7 +127,9 @@ func (s *solveRun) received(in job.Received) {
 		switch m.Kind {
 		case job.KindReceipt:
 			if r, err := job.DecodeReceipt(m.Body); err == nil {
-				s.confirmed(r)
+				for _, id := range r.MessageIDs {
+					s.confirmed[id] = true
+				}
 			}
 		case job.KindUpdate:
 			if u, err := job.DecodeUpdate(m.Body); err == nil && u.Status == job.StatusCancelled {
@@ -129,18 +139,15 @@ func (s *solveRun) received(in job.Received) {
 	}
 }
 
-func (s *solveRun) confirmed(r job.Receipt) {
-	read := make(map[string]bool, len(r.MessageIDs))
-	for _, id := range r.MessageIDs {
-		read[id] = true
-	}
-	var awaited []string
-	for _, id := range s.awaited {
-		if !read[id] {
-			awaited = append(awaited, id)
+// unconfirmed counts the own messages whose receipt has not come.
+func (s *solveRun) unconfirmed() int {
+	n := 0
+	for _, id := range s.sent {
+		if !s.confirmed[id] {
+			n++
 		}
 	}
-	s.awaited = awaited
+	return n
 }
 
 // stop stops the steps; the first reason counts.
@@ -177,7 +184,7 @@ func (s *solveRun) solve(work, steps workflow.Context) error {
 			return s.finish(work, step, status, reason)
 		}
 		s.result.StepsRun++
-		s.await(2)
+		s.expectReceipts(2)
 	}
 	s.attempted = false
 	s.result.Status = job.StatusCompleted
@@ -254,10 +261,10 @@ func (s *solveRun) stepLimit() time.Duration {
 	return defaultStepLimit
 }
 
-// await remembers the next n updates as sent and not yet confirmed.
-func (s *solveRun) await(n int) {
+// expectReceipts counts the next n updates as sent.
+func (s *solveRun) expectReceipts(n int) {
 	for range n {
-		s.awaited = append(s.awaited, job.MessageID(s.in.Job.CorrelationID, job.RoleSolver, s.sequence))
+		s.sent = append(s.sent, job.MessageID(s.in.Job.CorrelationID, job.RoleSolver, s.sequence))
 		s.sequence++
 	}
 }
@@ -285,7 +292,7 @@ func (s *solveRun) finish(ctx workflow.Context, step string, status job.Status, 
 		m.ID = job.MessageID(u.CorrelationID, job.RoleSolver, m.Sequence)
 		messages = append(messages, m)
 	}
-	s.await(len(messages))
+	s.expectReceipts(len(messages))
 	return s.host.send(ctx, fmt.Sprintf("report %q %s", step, status), messages...)
 }
 
@@ -302,14 +309,16 @@ func (s *solveRun) connect(ctx workflow.Context) (job.ConnectOutput, error) {
 
 // awaitReceipts waits until the other side has read everything, within reason.
 func (s *solveRun) awaitReceipts(ctx workflow.Context) {
+	s.finishing = true
+	workflow.SetCurrentDetails(ctx, "waiting for the last read receipts")
 	limit := s.in.Options.ReceiptTimeout
 	if limit == 0 {
 		limit = defaultReceiptTimeout
 	}
 	await(ctx, limit, "wait for the last read receipts", func() bool {
-		return s.closed || len(s.awaited) == 0 && s.reader.idle()
+		return s.closed || s.unconfirmed() == 0 && s.reader.idle()
 	})
-	s.result.Unconfirmed = len(s.awaited)
+	s.result.Unconfirmed = s.unconfirmed()
 }
 
 // show brings the web UI up to date.

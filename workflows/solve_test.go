@@ -74,6 +74,22 @@ func TestSolveRunsEachStepAndAwaitsReceipts(t *testing.T) {
 	require.Equal(t, 1, w.count(job.Disconnect.Name))
 }
 
+func TestSolveTakesReceiptsThatComeBeforeTheStepHasReturned(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.onStep = func(_ context.Context, in job.RunStepInput) (job.RunStepOutput, error) {
+		for i := range 2 {
+			id := job.MessageID(jobID, job.RoleSolver, in.Sequence+i)
+			w.toSolver(receipt(scheduler, "receipt-for-"+id, id))
+		}
+		return job.RunStepOutput{Status: job.StatusCompleted}, nil
+	}
+	started := w.env.Now()
+	out := w.runSolve(solveInput(t, job.SolverOptions{ReceiptTimeout: 10 * time.Hour}, "a"))
+	require.Zero(t, out.Unconfirmed)
+	require.Less(t, w.env.Now().Sub(started), time.Hour, "it waited for receipts that had come (workflow time)")
+}
+
 func TestSolveGivesUpWaitingForReceipts(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
