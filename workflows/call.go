@@ -54,6 +54,19 @@ func call[In, Out any](ctx workflow.Context, ref job.Activity[In, Out], in In, o
 	return out, err
 }
 
+// await waits until done or until the time is over; meanwhile the web UI shows the summary. Unlike the SDK's own wait
+// with a time-out it cancels its timer, so that no wait that is over stays open in the UI or wakes the workflow later.
+func await(ctx workflow.Context, d time.Duration, summary string, done func() bool) (timedOut bool) {
+	if done() {
+		return false
+	}
+	timerCtx, cancel := workflow.WithCancel(ctx)
+	defer cancel()
+	timer := workflow.NewTimerWithOptions(timerCtx, max(time.Millisecond, d), workflow.TimerOptions{Summary: summary})
+	err := workflow.Await(ctx, func() bool { return done() || timer.IsReady() })
+	return err == nil && !done()
+}
+
 // hostLost reports whether err says that nobody took a task from a host's own queue.
 func hostLost(err error) bool {
 	var timeout *temporal.TimeoutError

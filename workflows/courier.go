@@ -232,8 +232,8 @@ func (c *courier) refuse(ctx workflow.Context, t *job.Tracked, reason job.Reason
 }
 
 // feedback notes what the hub says of messages.
-func (c *courier) feedback(records []job.FeedbackRecord) {
-	for _, f := range records {
+func (c *courier) feedback(in job.Feedback) {
+	for _, f := range in.Records {
 		t := c.byID[f.MessageID]
 		if t == nil || t.Row.To != f.DeviceID {
 			continue

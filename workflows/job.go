@@ -180,21 +180,9 @@ func (r *jobRun) requestCancel(in job.CancelInput) {
 // receive applies signals until ctx ends.
 func (r *jobRun) receive(ctx workflow.Context) {
 	s := workflow.NewSelector(ctx)
-	s.AddReceive(workflow.GetSignalChannel(ctx, job.SignalInbound), func(c workflow.ReceiveChannel, _ bool) {
-		var in job.Inbound
-		c.Receive(ctx, &in)
-		r.inbound(ctx, in)
-	})
-	s.AddReceive(workflow.GetSignalChannel(ctx, job.SignalReceived), func(c workflow.ReceiveChannel, _ bool) {
-		var in job.Received
-		c.Receive(ctx, &in)
-		r.received(in)
-	})
-	s.AddReceive(workflow.GetSignalChannel(ctx, job.SignalFeedback), func(c workflow.ReceiveChannel, _ bool) {
-		var in job.Feedback
-		c.Receive(ctx, &in)
-		r.courier.feedback(in.Records)
-	})
+	on(ctx, s, job.SignalInbound, func(in job.Inbound) { r.inbound(ctx, in) })
+	on(ctx, s, job.SignalReceived, r.received)
+	on(ctx, s, job.SignalFeedback, r.courier.feedback)
 	s.AddReceive(ctx.Done(), func(workflow.ReceiveChannel, bool) {})
 	for ctx.Err() == nil {
 		s.Select(ctx)

@@ -152,17 +152,6 @@ func (r *jobRun) interrupted(ctx workflow.Context) bool {
 	return r.ending != "" || r.outcome != "" || workflow.GetInfo(ctx).GetContinueAsNewSuggested()
 }
 
-// await waits until done or until the time is over; the timer shows in the web UI under the summary.
-func await(ctx workflow.Context, d time.Duration, summary string, done func() bool) (timedOut bool) {
-	if done() {
-		return false
-	}
-	ok, err := workflow.AwaitWithOptions(ctx, workflow.AwaitOptions{
-		Timeout: max(time.Millisecond, d), TimerOptions: workflow.TimerOptions{Summary: summary},
-	}, done)
-	return err == nil && !ok
-}
-
 func (r *jobRun) awaitSolver(ctx workflow.Context) {
 	over := await(ctx, r.acceptBefore().Sub(workflow.Now(ctx)), "wait for a solver to take the job", func() bool {
 		return r.cancel != nil || r.snap.State == job.StateRunning || r.interrupted(ctx)
@@ -307,27 +296,9 @@ func (r *jobRun) rest(ctx workflow.Context) bool {
 
 // drain applies the signals that have come but were not received yet.
 func (r *jobRun) drain(ctx workflow.Context) {
-	for c := workflow.GetSignalChannel(ctx, job.SignalInbound); ; {
-		var in job.Inbound
-		if !c.ReceiveAsync(&in) {
-			break
-		}
-		r.inbound(ctx, in)
-	}
-	for c := workflow.GetSignalChannel(ctx, job.SignalReceived); ; {
-		var in job.Received
-		if !c.ReceiveAsync(&in) {
-			break
-		}
-		r.received(in)
-	}
-	for c := workflow.GetSignalChannel(ctx, job.SignalFeedback); ; {
-		var in job.Feedback
-		if !c.ReceiveAsync(&in) {
-			break
-		}
-		r.courier.feedback(in.Records)
-	}
+	drain(ctx, job.SignalInbound, func(in job.Inbound) { r.inbound(ctx, in) })
+	drain(ctx, job.SignalReceived, r.received)
+	drain(ctx, job.SignalFeedback, r.courier.feedback)
 }
 
 // awaitReturns gives messages that go back to the queue the time to get there.

@@ -51,17 +51,18 @@ func details(s job.Snapshot) string {
 	if s.Step != "" {
 		fmt.Fprintf(&b, "; last report: %s: %s", s.Step, s.Status)
 	}
-	b.WriteString("\n\n| messages | sent | accepted | delivered | read | sent again | refused |\n|---|---|---|---|---|---|---|\n")
-	for _, row := range []struct {
-		name string
-		n    job.Counts
-	}{{"job and updates", s.Messages}, {"read receipts", s.Receipts}} {
-		read := fmt.Sprint(row.n.Read)
-		if row.name == "read receipts" {
-			read = "-"
-		}
-		fmt.Fprintf(&b, "| %s | %d | %d | %d | %s | %d | %d |\n",
-			row.name, row.n.Sent, row.n.Accepted, row.n.Delivered, read, row.n.Resent, row.n.Refused)
-	}
+	fmt.Fprintf(&b, "\n\n- job and updates: %s, %d read", rungs(s.Messages), s.Messages.Read)
+	fmt.Fprintf(&b, "\n- read receipts: %s\n", rungs(s.Receipts))
 	return b.String()
+}
+
+func rungs(n job.Counts) string {
+	s := fmt.Sprintf("%d sent, %d accepted, %d delivered", n.Sent, n.Accepted, n.Delivered)
+	if n.Resent > 0 {
+		s += fmt.Sprintf(", %d sent again", n.Resent)
+	}
+	if n.Refused > 0 {
+		s += fmt.Sprintf(", %d refused", n.Refused)
+	}
+	return s
 }

@@ -56,13 +56,13 @@ func (r *relayRun) run(ctx workflow.Context) (job.RelayResult, error) {
 	workflow.Go(ctx, r.receive)
 	for {
 		before := r.taken
-		idle, err := workflow.AwaitWithOptions(ctx, workflow.AwaitOptions{
-			Timeout: r.in.Idle, TimerOptions: workflow.TimerOptions{Summary: "end when the pair is idle"},
-		}, func() bool { return workflow.GetInfo(ctx).GetContinueAsNewSuggested() })
+		over := await(ctx, r.in.Idle, "end when the pair is idle", func() bool {
+			return workflow.GetInfo(ctx).GetContinueAsNewSuggested()
+		})
 		switch {
-		case err != nil:
-			return r.result(), err
-		case idle:
+		case ctx.Err() != nil:
+			return r.result(), ctx.Err()
+		case !over:
 			return r.result(), r.continueAsNew(ctx)
 		}
 		r.drain(ctx) // a message may have come together with the timer
@@ -75,16 +75,8 @@ func (r *relayRun) run(ctx workflow.Context) (job.RelayResult, error) {
 // receive applies signals until ctx ends.
 func (r *relayRun) receive(ctx workflow.Context) {
 	s := workflow.NewSelector(ctx)
-	s.AddReceive(workflow.GetSignalChannel(ctx, job.SignalInbound), func(c workflow.ReceiveChannel, _ bool) {
-		var in job.Inbound
-		c.Receive(ctx, &in)
-		r.inbound(ctx, in)
-	})
-	s.AddReceive(workflow.GetSignalChannel(ctx, job.SignalFeedback), func(c workflow.ReceiveChannel, _ bool) {
-		var in job.Feedback
-		c.Receive(ctx, &in)
-		r.courier.feedback(in.Records)
-	})
+	on(ctx, s, job.SignalInbound, func(in job.Inbound) { r.inbound(ctx, in) })
+	on(ctx, s, job.SignalFeedback, r.courier.feedback)
 	s.AddReceive(ctx.Done(), func(workflow.ReceiveChannel, bool) {})
 	for ctx.Err() == nil {
 		s.Select(ctx)
@@ -107,13 +99,7 @@ func (r *relayRun) inbound(ctx workflow.Context, in job.Inbound) {
 
 // drain applies the messages that have come but were not received yet.
 func (r *relayRun) drain(ctx workflow.Context) {
-	for c := workflow.GetSignalChannel(ctx, job.SignalInbound); ; {
-		var in job.Inbound
-		if !c.ReceiveAsync(&in) {
-			return
-		}
-		r.inbound(ctx, in)
-	}
+	drain(ctx, job.SignalInbound, func(in job.Inbound) { r.inbound(ctx, in) })
 }
 
 // result returns what the workflow returns.

@@ -99,14 +99,8 @@ func (s *solveRun) abandoned(err error) (job.SolveResult, error) {
 // receive takes what the solver's device got from the hub, and the end of the job.
 func (s *solveRun) receive(ctx workflow.Context) {
 	sel := workflow.NewSelector(ctx)
-	sel.AddReceive(workflow.GetSignalChannel(ctx, job.SignalReceived), func(c workflow.ReceiveChannel, _ bool) {
-		var in job.Received
-		c.Receive(ctx, &in)
-		s.received(in)
-	})
-	sel.AddReceive(workflow.GetSignalChannel(ctx, job.SignalClose), func(c workflow.ReceiveChannel, _ bool) {
-		var in job.Close
-		c.Receive(ctx, &in)
+	on(ctx, sel, job.SignalReceived, s.received)
+	on(ctx, sel, job.SignalClose, func(in job.Close) {
 		s.closed = true
 		s.stop("the job is over: " + in.Reason)
 	})

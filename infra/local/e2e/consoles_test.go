@@ -86,6 +86,7 @@ func TestTwoConsolesTalkThroughHubAndRelay(t *testing.T) {
 	var rows job.Audit
 	require.NoError(t, audit.Get(&rows))
 	require.Len(t, rows.Messages, 5)
+	s.replay(t, job.RelayWorkflowID("foo"), "relay-pair")
 
 	for _, c := range []console{one, other} {
 		c.types("") // an empty line ends a console

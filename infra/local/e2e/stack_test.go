@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"fmt"
 	"os"
 	"strings"
 	"sync"
@@ -119,14 +118,4 @@ func settings(t *testing.T, file string) map[string]string {
 		}
 	}
 	return all
-}
-
-// environment is a settings file as the environment of a program.
-func environment(t *testing.T, file string) []string {
-	t.Helper()
-	var env []string
-	for name, value := range settings(t, file) {
-		env = append(env, fmt.Sprintf("%s=%s", name, value))
-	}
-	return env
 }
