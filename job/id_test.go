@@ -2,6 +2,7 @@ package job_test
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -96,8 +97,28 @@ func TestNewAppendsDone(t *testing.T) {
 	require.Equal(t, job.DefaultName, j.Name)
 	_, err = job.New("x", "", nil)
 	require.ErrorIs(t, err, job.ErrInvalid)
-	_, err = job.New("x", "", make([]string, job.MaxSteps+1))
-	require.ErrorIs(t, err, job.ErrInvalid)
+	for name, steps := range map[string][]string{
+		"too many":         make([]string, job.MaxSteps+1),
+		"done too early":   {"a", job.StepDone, "b"},
+		"too much to send": slices.Repeat([]string{strings.Repeat("x", job.MaxStepLength)}, 300),
+	} {
+		_, err = job.New("x", "", steps)
+		require.ErrorIs(t, err, job.ErrInvalid, name)
+	}
+}
+
+func TestTheLargestJobFitsIntoItsMessages(t *testing.T) {
+	t.Parallel()
+	id := strings.Repeat("x", job.MaxIDLength)
+	j, err := job.New(id, "n", slices.Repeat([]string{strings.Repeat("ü", job.MaxStepLength)}, 118))
+	require.NoError(t, err)
+	body, err := job.Encode(j)
+	require.NoError(t, err)
+	m := job.Message{ID: job.MessageID(id, job.RoleScheduler, 1), CorrelationID: id, Kind: job.KindJob, Sequence: 1,
+		From: job.DeviceID(job.RoleScheduler, id), To: job.DeviceID(job.RoleSolver, id), Body: body,
+		ContentType: job.ContentTypeJSON, ContentEncoding: job.ContentEncodingUTF8}
+	require.Greater(t, m.Size(), job.MaxJobSize-job.MaxStepLength*2)
+	require.LessOrEqual(t, m.Size(), job.MaxCloudToDeviceSize)
 }
 
 func TestErrorKinds(t *testing.T) {

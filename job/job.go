@@ -68,6 +68,21 @@ func (j Job) Validate() error {
 		if err := validateText(fmt.Sprintf("step %d", i+1), s, MaxStepLength); err != nil {
 			return err
 		}
+		if s == StepDone && i < len(j.Steps)-1 {
+			return invalid("step %d is %q, which ends a job: only the last step may be called so", i+1, s)
+		}
+	}
+	return j.validateSize()
+}
+
+// validateSize makes sure that the job fits into the cloud-to-device message that announces it.
+func (j Job) validateSize() error {
+	body, err := Encode(j)
+	if err != nil {
+		return invalid("%w", err)
+	}
+	if len(body) > MaxJobSize {
+		return invalid("the job has %d bytes as JSON, the limit is %d: use fewer or shorter steps", len(body), MaxJobSize)
 	}
 	return nil
 }

@@ -106,6 +106,7 @@ type Carried struct {
 	Held       []Message      `json:"held,omitempty"`
 	Unread     []string       `json:"unread,omitempty"` // message IDs that the scheduler still has to confirm
 	Receipts   int            `json:"receipts"`         // receipts that the scheduler has sent so far
+	Sequence   int            `json:"sequence"`         // of the scheduler's next message
 	Host       ConnectOutput  `json:"host"`             // of the scheduler's device
 	Ending     State          `json:"ending,omitempty"` // how the solver's side ended
 	Cancel     *CancelInput   `json:"cancel,omitempty"`

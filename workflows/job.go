@@ -78,7 +78,7 @@ func newJobRun(ctx workflow.Context, in job.JobInput) (*jobRun, error) {
 	in.Options = in.Options.WithDefaults()
 	carried := in.Carried
 	if carried == nil {
-		carried = &job.Carried{Snapshot: firstSnapshot(ctx, in)}
+		carried = &job.Carried{Snapshot: firstSnapshot(ctx, in), Sequence: 1}
 	}
 	r := &jobRun{
 		in:         in,
@@ -89,15 +89,12 @@ func newJobRun(ctx workflow.Context, in job.JobInput) (*jobRun, error) {
 		cancel:     carried.Cancel,
 		cancelSent: carried.CancelSent,
 		published:  in.Carried != nil,
-		sequence:   1,
+		sequence:   carried.Sequence,
 		waits:      make(map[string]int),
 		checked:    make(map[string]time.Time),
 	}
 	for _, t := range r.courier.tracked {
 		r.order.seen[t.Row.ID] = true
-		if t.Row.From == r.schedulerID() && t.Row.Sequence >= r.sequence {
-			r.sequence = t.Row.Sequence + 1
-		}
 	}
 	r.host = &host{
 		session: job.Session{DeviceID: r.schedulerID(), WorkflowID: job.JobWorkflowID(in.Job.CorrelationID)},
@@ -286,7 +283,7 @@ func (r *jobRun) continueAsNew(ctx workflow.Context) error {
 	in := r.in
 	in.Carried = &job.Carried{
 		Snapshot: r.snap, Tracked: r.courier.carried(), Expected: r.order.expected, Held: r.order.held,
-		Unread: r.reader.pending, Receipts: r.reader.sent, Host: r.host.at,
+		Unread: r.reader.pending, Receipts: r.reader.sent, Sequence: r.sequence, Host: r.host.at,
 		Ending: r.ending, Cancel: r.cancel, CancelSent: r.cancelSent,
 	}
 	return workflow.NewContinueAsNewError(ctx, job.WorkflowJob, in)

@@ -198,6 +198,8 @@ func (r *jobRun) stopSolver(ctx workflow.Context) {
 }
 
 func (r *jobRun) sendCancellation(ctx workflow.Context) {
+	r.courier.flying++
+	defer func() { r.courier.flying-- }()
 	body, err := job.Encode(job.Update{
 		Name: r.in.Job.Name, CorrelationID: r.in.Job.CorrelationID,
 		Step: string(job.StatusCancelled), Status: job.StatusCancelled, Reason: clip(r.cancel.Reason, job.MaxReasonLength),

@@ -84,6 +84,8 @@ func (r *jobRun) resendable(t *job.Tracked) bool {
 
 // reconnect makes sure that the scheduler's device is connected, on its host or on another one.
 func (r *jobRun) reconnect(ctx workflow.Context) {
+	r.courier.flying++
+	defer func() { r.courier.flying-- }()
 	err := r.host.do(ctx, func(taskQueue string) error {
 		_, err := call(ctx, job.Connect, job.ConnectInput{Session: r.host.session}, workflow.ActivityOptions{
 			TaskQueue:              taskQueue,

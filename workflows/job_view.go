@@ -33,7 +33,7 @@ func (r *jobRun) show(ctx workflow.Context) {
 	r.shown = s
 	updates := []temporal.SearchAttributeUpdate{statusKey.ValueSet(string(s.State))}
 	if s.Step != "" {
-		updates = append(updates, stepKey.ValueSet(s.Step))
+		updates = append(updates, stepKey.ValueSet(clip(s.Step, maxSummary)))
 	}
 	if err := workflow.UpsertTypedSearchAttributes(ctx, updates...); err != nil {
 		workflow.GetLogger(ctx).Warn("search attributes were not set", "error", err)

@@ -44,7 +44,8 @@ func TestIncompatibleHistoriesAreRejected(t *testing.T) {
 	for _, file := range files {
 		t.Run(filepath.Base(file), func(t *testing.T) {
 			t.Parallel()
-			require.Error(t, replayer().ReplayWorkflowHistoryFromJSONFile(nil, file))
+			err := replayer().ReplayWorkflowHistoryFromJSONFile(nil, file)
+			require.ErrorContains(t, err, "TMPRL1100", "the SDK's mark of a workflow that is not deterministic")
 		})
 	}
 }

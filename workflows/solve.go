@@ -221,7 +221,7 @@ func (s *solveRun) attempt(ctx workflow.Context, index, attempt int) (job.RunSte
 			TaskQueue:              taskQueue,
 			ScheduleToStartTimeout: scheduleToStartOnHost,
 			StartToCloseTimeout:    s.stepLimit() + reportSlack,
-			ScheduleToCloseTimeout: 2 * (s.stepLimit() + reportSlack),
+			ScheduleToCloseTimeout: s.left(ctx) + s.stepLimit() + reportSlack,
 			HeartbeatTimeout:       stepHeartbeat,
 			WaitForCancellation:    true,
 			Summary:                fmt.Sprintf("step %d of %d: %s", index+1, len(s.in.Job.Steps), s.in.Job.Steps[index]),
@@ -243,6 +243,14 @@ func progress(err error, last *job.StepProgress) *job.StepProgress {
 		return last
 	}
 	return &p
+}
+
+// left returns how long it is worth trying to run a step and to report it, through outages of hosts and hub.
+func (s *solveRun) left(ctx workflow.Context) time.Duration {
+	if d := s.in.Options.Deadline; !d.IsZero() {
+		return max(0, d.Sub(workflow.Now(ctx)))
+	}
+	return cleanUpTimeout
 }
 
 func (s *solveRun) stepLimit() time.Duration {
