@@ -19,11 +19,8 @@ const (
 	// hubTimeout bounds one attempt of a hub or Service Bus call; each is a handful of round trips.
 	hubTimeout = 30 * time.Second
 
-	// dispatchHeartbeat is how long a Dispatch may be silent between two messages.
-	dispatchHeartbeat = 30 * time.Second
-
-	// stepHeartbeat is how long a running step may be silent before its host is taken for lost.
-	stepHeartbeat = 10 * time.Second
+	// heartbeat is how long an activity of some length may be silent before its process is taken for lost.
+	heartbeat = 10 * time.Second
 
 	// cleanUpTimeout bounds the clean-up of a job: long enough to outlast an outage of the hub.
 	cleanUpTimeout = 24 * time.Hour

@@ -155,7 +155,7 @@ func (c *courier) dispatch(ctx workflow.Context, target string, batch []*job.Tra
 	return call(ctx, job.Dispatch, in, workflow.ActivityOptions{
 		TaskQueue:              job.TaskQueueDispatch,
 		StartToCloseTimeout:    time.Duration(len(batch)) * hubTimeout,
-		HeartbeatTimeout:       dispatchHeartbeat,
+		HeartbeatTimeout:       heartbeat,
 		ScheduleToCloseTimeout: c.ttl * 24, // far beyond any throttle; the job's own deadline ends it earlier
 		Summary:                describe(batch) + " to " + target,
 	})

@@ -56,6 +56,7 @@ func (h *host) send(ctx workflow.Context, summary string, messages ...job.Messag
 			TaskQueue:              taskQueue,
 			ScheduleToStartTimeout: scheduleToStartOnHost,
 			StartToCloseTimeout:    2 * hubTimeout,
+			HeartbeatTimeout:       heartbeat,
 			ScheduleToCloseTimeout: cleanUpTimeout,
 			Summary:                summary,
 		})

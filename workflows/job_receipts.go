@@ -62,6 +62,9 @@ func (r *jobRun) check(ctx workflow.Context) {
 			continue
 		}
 		r.checked[t.Row.ID] = workflow.Now(ctx)
+		if r.reader.holds(t.Row.ID) {
+			continue // it was read; what is late is only the receipt, and sending the message again would not help
+		}
 		r.waits[t.Row.ID]++
 		late = append(late, t)
 		reconnect = reconnect || t.Row.To == r.schedulerID()

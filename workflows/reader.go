@@ -2,6 +2,7 @@ package workflows
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"go.temporal.io/sdk/workflow"
@@ -78,6 +79,9 @@ func counted(messages int) string {
 	}
 	return fmt.Sprintf("%d messages", messages)
 }
+
+// holds reports whether a message was read and its receipt is still to be sent.
+func (r *reader) holds(messageID string) bool { return slices.Contains(r.pending, messageID) }
 
 // idle reports whether every message that was read is confirmed.
 func (r *reader) idle() bool { return len(r.pending) == 0 && !r.sending }

@@ -222,7 +222,7 @@ func (s *solveRun) attempt(ctx workflow.Context, index, attempt int) (job.RunSte
 			ScheduleToStartTimeout: scheduleToStartOnHost,
 			StartToCloseTimeout:    s.stepLimit() + reportSlack,
 			ScheduleToCloseTimeout: s.left(ctx) + s.stepLimit() + reportSlack,
-			HeartbeatTimeout:       stepHeartbeat,
+			HeartbeatTimeout:       heartbeat,
 			WaitForCancellation:    true,
 			Summary:                fmt.Sprintf("step %d of %d: %s", index+1, len(s.in.Job.Steps), s.in.Job.Steps[index]),
 		})
