@@ -18,13 +18,20 @@
 // it has a data directory. Keys are generated, kept there, and checked: a client
 // with a wrong key is turned away.
 //
+// # What is not there
+//
+// Devices connect over MQTT, or send telemetry over HTTPS; not over AMQP. Modules,
+// X.509, writing twins, jobs, file upload, route conditions, subscription rules,
+// Service Bus sessions and Entra ID are not emulated. Where a configuration or a
+// client asks for one, it is refused.
+//
 // # Kinder than the cloud
 //
-// The emulator doesn't throttle and knows no daily quota, tiers or units; it keeps
-// the newest 32 MiB of a partition even if the retention time isn't over; it sees
-// a device's disconnection at once. Route conditions other than true, subscription
-// rules, Service Bus sessions, modules, twins, jobs and file upload are not there:
-// where a configuration asks for one, it is refused.
+// The emulator doesn't throttle and knows no daily quota, tiers or units; it sees
+// a device's disconnection at once; it stores a message at all its endpoints or at
+// none; it keeps connections that never show a token. The README beside this file
+// has the whole list. Stricter in one thing: it keeps only the newest 32 MiB of a
+// partition.
 package emulator
 
 import (
@@ -40,6 +47,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/accept"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqpnodes"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqpserver"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/broker"
@@ -270,10 +278,14 @@ func (e *Emulator) newAMQP() (*amqpserver.Server, error) {
 func (e *Emulator) serveAMQP(ctx context.Context, server *amqpserver.Server, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() }) // Close closes it again, and sees the error
 	defer stop()
+	warn := func(err error) { e.log.Warn("accept AMQP connection", "error", err) }
 	for {
-		nc, err := l.Accept()
+		nc, err := accept.Next(ctx, l, warn)
 		switch {
 		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
+			if err == nil {
+				_ = nc.Close() // it came too late to be told anything
+			}
 			return nil
 		case err != nil:
 			return err

@@ -32,8 +32,16 @@ const (
 	protocolAMQPAzure = "AMQPWSB10"
 )
 
-// readHeaderTimeout is how long a client may take to say what it wants.
-const readHeaderTimeout = 10 * time.Second
+// Bounds on HTTP clients, which hold a connection before they show a token.
+const (
+	// readHeaderTimeout is how long a client may take to say what it wants.
+	readHeaderTimeout = 10 * time.Second
+	// idleTimeout is how long a connection may wait for its next request.
+	idleTimeout = 2 * time.Minute
+	// maxHeader bounds the headers of a request in bytes: telemetry over HTTP
+	// has its properties there.
+	maxHeader = 128 << 10
+)
 
 // front are the servers behind the HTTPS listener.
 type front struct {
@@ -48,6 +56,8 @@ func (e *Emulator) serveHTTPS(ctx context.Context, amqp *amqpserver.Server, devi
 	server := &http.Server{
 		Handler:           f.handler(),
 		ReadHeaderTimeout: readHeaderTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(e.log.Handler(), slog.LevelDebug),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -215,7 +216,9 @@ func command(t *testing.T, dir string) (*exec.Cmd, map[string]string) {
 
 func serviceBus(t *testing.T, env map[string]string) *azservicebus.Client {
 	t.Helper()
-	client, err := azservicebus.NewClientFromConnectionString(env["SERVICEBUS_CONNECTION_STRING"], nil)
+	client, err := azservicebus.NewClientFromConnectionString(env["SERVICEBUS_CONNECTION_STRING"], &azservicebus.ClientOptions{
+		RetryOptions: azservicebus.RetryOptions{MaxRetries: -1}, // an emulator that is killed doesn't come back
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,41 +226,119 @@ func serviceBus(t *testing.T, env map[string]string) *azservicebus.Client {
 	return client
 }
 
-// What the emulator has acknowledged is there after a kill.
-func TestKilledWhileSending(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	cmd, env := command(t, dir)
-	sender, err := serviceBus(t, env).NewSender("device-messages", nil)
-	if err != nil {
-		t.Fatal(err)
+// ledger is what clients know of the fate of messages, by body.
+type ledger struct {
+	mu                      sync.Mutex
+	sent, settling, settled map[string]bool
+	enough                  chan struct{} // closed when so many are sent
+	wanted                  int
+}
+
+func (l *ledger) add(to map[string]bool, body string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	to[body] = true
+	if len(l.sent) == l.wanted && l.enough != nil {
+		close(l.enough)
+		l.enough = nil
 	}
-	const sent = 25
-	for i := range sent {
-		if err := sender.SendMessage(testContext(t), &azservicebus.Message{Body: fmt.Append(nil, i)}, nil); err != nil {
+}
+
+// send sends messages until ctx ends or the emulator does.
+func (l *ledger) send(ctx context.Context, sender *azservicebus.Sender, prefix string) {
+	for i := 0; ; i++ {
+		body := fmt.Sprint(prefix, i)
+		if err := sender.SendMessage(ctx, &azservicebus.Message{Body: []byte(body)}, nil); err != nil {
+			return
+		}
+		l.add(l.sent, body)
+	}
+}
+
+// settle completes every other message that it receives.
+func (l *ledger) settle(ctx context.Context, receiver *azservicebus.Receiver) {
+	for {
+		msgs, err := receiver.ReceiveMessages(ctx, 2, nil)
+		if err != nil || len(msgs) == 0 { // none when the connection is lost
+			return
+		}
+		body := string(msgs[0].Body)
+		l.add(l.settling, body)
+		if err := receiver.CompleteMessage(ctx, msgs[0], nil); err != nil {
+			return
+		}
+		l.add(l.settled, body)
+	}
+}
+
+// work uses the emulator from several connections at once and kills it in the
+// middle.
+func (l *ledger) work(t *testing.T, dir, round string, kill int) {
+	t.Helper()
+	cmd, env := command(t, dir)
+	ctx, cancel := context.WithCancel(testContext(t))
+	defer cancel()
+	enough := make(chan struct{})
+	l.mu.Lock()
+	l.enough, l.wanted = enough, len(l.sent)+kill
+	l.mu.Unlock()
+	var clients sync.WaitGroup
+	for i := range 6 {
+		client := serviceBus(t, env)
+		sender, err := client.NewSender("device-messages", nil)
+		if err != nil {
 			t.Fatal(err)
 		}
+		receiver, err := client.NewReceiverForQueue("device-messages", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		clients.Go(func() { l.send(ctx, sender, fmt.Sprint(round, "/", i, "/")) })
+		clients.Go(func() { l.settle(ctx, receiver) })
+	}
+	select {
+	case <-enough:
+	case <-ctx.Done():
+		t.Fatal("not enough messages were sent")
 	}
 	if err := cmd.Process.Kill(); err != nil { // SIGKILL
 		t.Fatal(err)
 	}
 	_ = cmd.Wait() // always "killed"
+	cancel()
+	clients.Wait()
+}
 
-	_, env = command(t, dir)
+// What the emulator has acknowledged holds after a kill at any moment: messages
+// that were sent are there, and messages that were completed are not.
+func TestKilledAtWork(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	l := &ledger{sent: make(map[string]bool), settling: make(map[string]bool), settled: make(map[string]bool)}
+	for round, kill := range []int{1, 40, 150, 90} {
+		l.work(t, dir, fmt.Sprint(round), kill)
+	}
+	_, env := command(t, dir)
 	receiver, err := serviceBus(t, env).NewReceiverForQueue("device-messages", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for want := 0; want < sent; {
-		msgs, err := receiver.ReceiveMessages(testContext(t), sent, nil)
+	missing := make(map[string]bool)
+	for body := range l.sent {
+		if !l.settling[body] { // else the answer may have been lost
+			missing[body] = true
+		}
+	}
+	for len(missing) > 0 {
+		msgs, err := receiver.ReceiveMessages(testContext(t), 100, nil)
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("%d messages were sent and are not there: %v", len(missing), err)
 		}
 		for _, m := range msgs {
-			if string(m.Body) != fmt.Sprint(want) {
-				t.Fatalf("got message %s, want %d", m.Body, want)
+			if l.settled[string(m.Body)] {
+				t.Errorf("%s was completed and is there again", m.Body)
 			}
-			want++
+			delete(missing, string(m.Body))
 		}
 	}
 }

@@ -72,6 +72,7 @@ func DecodeFrame(b []byte) (Frame, error) {
 		}
 		return f, f.decodePerformative(body)
 	case FrameSASL:
+		f.Channel = 0 // §5.3.1: these two bytes mean nothing
 		return f, f.decodeSASL(body)
 	}
 	return Frame{}, malformed("frame type %d", b[5])

@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqpserver"
@@ -95,6 +96,8 @@ type handler struct {
 	log    *slog.Logger
 	claims claims
 	wg     sync.WaitGroup // management requests under way
+
+	waiting atomic.Int64 // replies that wait for credit
 
 	mu      sync.Mutex
 	replies map[replyKey][]*replySource

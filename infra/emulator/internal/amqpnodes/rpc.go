@@ -10,8 +10,18 @@ import (
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqpserver"
 )
 
-// maxReplies is how many replies may wait for a peer that gives no credit.
-const maxReplies = 1000
+// Bounds on what a peer that gives no credit can pile up, without any claim.
+const (
+	// maxReplies is how many replies of a connection may wait.
+	maxReplies = 1000
+	// maxRequest is the largest request, in bytes, to the nodes that need no
+	// claim. Tokens have a few thousand at most.
+	maxRequest = 64 << 10
+	// maxEcho is the largest message ID or reply address of a request: a reply
+	// repeats them. maxDescription is the longest description in a reply.
+	maxEcho        = 1 << 10
+	maxDescription = 1 << 10
+)
 
 // replyKey says where replies may go: to links of the same session with the
 // requested node as their source.
@@ -30,9 +40,11 @@ type replySource struct {
 	key     replyKey
 	address string // where the peer wants replies sent to
 
-	mu    sync.Mutex
-	queue []*amqp.Message
 	ready chan struct{}
+
+	mu     sync.Mutex // guards all below
+	queue  []*amqp.Message
+	closed bool
 }
 
 // openReplies opens the receiving half of a request-response pair. Who may get
@@ -56,6 +68,7 @@ func (s *replySource) Next(context.Context) (*amqpserver.Outgoing, error) {
 	}
 	m := s.queue[0]
 	s.queue = s.queue[1:]
+	s.handler.waiting.Add(-1)
 	return &amqpserver.Outgoing{Message: m}, nil
 }
 
@@ -63,6 +76,10 @@ func (s *replySource) Ready() <-chan struct{} { return s.ready }
 
 func (s *replySource) Close() {
 	h := s.handler
+	s.mu.Lock()
+	h.waiting.Add(-int64(len(s.queue)))
+	s.queue, s.closed = nil, true
+	s.mu.Unlock()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	left := slices.DeleteFunc(h.replies[s.key], func(other *replySource) bool { return other == s })
@@ -73,11 +90,16 @@ func (s *replySource) Close() {
 	h.replies[s.key] = left
 }
 
-// push queues a reply; false if too many wait.
+// push queues a reply; false if too many wait. One for a link that has gone
+// meanwhile is dropped.
 func (s *replySource) push(m *amqp.Message) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.queue) >= maxReplies {
+	if s.closed {
+		return true
+	}
+	if s.handler.waiting.Add(1) > maxReplies {
+		s.handler.waiting.Add(-1)
 		return false
 	}
 	s.queue = append(s.queue, m)
@@ -146,9 +168,10 @@ func (r response) message(to *amqp.Message) *amqp.Message {
 		}
 		p.To = q.ReplyTo
 	}
+	description := r.description[:min(len(r.description), maxDescription)]
 	props := map[string]any{
 		"status-code":        r.status,
-		"status-description": strings.ToValidUTF8(r.description, "?"),
+		"status-description": strings.ToValidUTF8(description, "?"),
 	}
 	if r.condition != "" {
 		props["errorCondition"] = r.condition // the name that the Service Bus SDK for .NET reads
@@ -168,6 +191,9 @@ type requestTarget struct {
 }
 
 func (h *handler) requests(addr address, a *amqpserver.Attach, inline bool, respond responder) amqpserver.Target {
+	if addr.kind != kindManagement {
+		a.MaxMessageSize = maxRequest
+	}
 	return &requestTarget{handler: h, key: keyOf(addr, a), inline: inline, respond: respond}
 }
 
@@ -175,6 +201,10 @@ func (t *requestTarget) Deliver(ctx context.Context, in *amqpserver.Incoming) {
 	m, err := in.Message()
 	if err != nil {
 		in.Reject(err)
+		return
+	}
+	if echoSize(m.Properties) > maxEcho {
+		in.Reject(amqp.Errorf(amqp.CondInvalidField, "message ID and reply-to of a request have more than %d bytes", maxEcho))
 		return
 	}
 	var replyTo string
@@ -203,3 +233,23 @@ func (t *requestTarget) Deliver(ctx context.Context, in *amqpserver.Incoming) {
 }
 
 func (t *requestTarget) Close() {}
+
+// echoSize is how many bytes of a request a reply may repeat.
+func echoSize(p *amqp.Properties) int {
+	if p == nil {
+		return 0
+	}
+	n := 0
+	for _, id := range []any{p.MessageID, p.CorrelationID} {
+		switch id := id.(type) {
+		case string:
+			n = max(n, len(id))
+		case []byte:
+			n = max(n, len(id))
+		}
+	}
+	if p.ReplyTo != nil {
+		n += len(*p.ReplyTo)
+	}
+	return n
+}

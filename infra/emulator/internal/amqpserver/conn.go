@@ -7,18 +7,27 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math"
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
 )
 
-// maxChannel is advertised in open. Clients open a session for each sender and
-// receiver, and one each time they renew a token.
-const maxChannel = math.MaxUint16
+// Bounds on what one connection may make the server keep, whether or not its
+// peer has shown a token.
+const (
+	// maxChannel is advertised in open. Clients open a session for each sender
+	// and receiver, and one each time they renew a token.
+	maxChannel = 4999
+	// maxLinks is as many as Service Bus has concurrent receive requests for an
+	// entity (Service Bus docs: "Service Bus quotas").
+	maxLinks = 5000
+	// maxBuffered is how many bytes of incomplete messages are kept.
+	maxBuffered = 32 << 20
+)
 
 // closeGrace is how long a peer that was told to close may take.
 const closeGrace = time.Second
@@ -39,11 +48,14 @@ type conn struct {
 	mu      sync.Mutex
 	closing bool // guarded by mu: the read deadline is final
 
+	buffered atomic.Int64 // bytes of incomplete messages
+
 	in       *bufio.Reader
 	buf      []byte // of the frame that is being handled
 	handler  Handler
 	sessions map[uint16]*session
 	names    map[linkKey]*link // live links by name
+	links    int               // of all sessions, until the peer lets go of their handles
 }
 
 // linkKey identifies a link within its connection (§2.6.1): one name may be used
@@ -223,8 +235,11 @@ func (c *conn) handle(ctx context.Context, f amqp.Frame) error {
 	}
 	s := c.sessions[f.Channel]
 	if b, ok := f.Body.(*amqp.Begin); ok {
-		if s != nil {
+		switch {
+		case s != nil:
 			return amqp.Errorf(amqp.CondIllegalState, "channel %d has a session", f.Channel)
+		case f.Channel > maxChannel: // §2.7.1
+			return amqp.Errorf(amqp.CondFramingError, "channel %d, the highest is %d", f.Channel, maxChannel)
 		}
 		return c.begin(f.Channel, b)
 	}

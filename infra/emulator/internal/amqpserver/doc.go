@@ -11,4 +11,11 @@
 // of a session and its links is under session.mu; under it, frames are only put
 // into the outbox, which never blocks. Lock order: session.mu, then outbox.mu.
 // No method of a Source, Target, Settler or Handler is called with a lock held.
+//
+// # Bounds
+//
+// Who has shown no token must not exhaust the server. A connection has a limited
+// time to open, and a limited number of sessions, links and bytes of incomplete
+// messages; nothing more is read from a peer that doesn't read its answers. What
+// sources and targets keep is theirs to bound.
 package amqpserver

@@ -74,6 +74,7 @@ func (l *link) signal() {
 // cease ends the link's goroutine, if it has one.
 func (l *link) cease() {
 	l.state = gone
+	l.dropPartial()
 	l.cancel()
 }
 
@@ -205,8 +206,11 @@ func (l *link) refuse(a *amqp.Attach, err error) {
 	}
 }
 
-// putRefusal leaves out both termini, though the peer's own would do: go-amqp
-// v0.18, which amenzhinsky/iothub uses, takes the attach for granted otherwise.
+// putRefusal leaves out both termini. §2.6.3 asks only for the server's own to be
+// missing, and go-amqp v1.7 looks only at that (link.go, nilTerminus). But go-amqp
+// v0.18, which amenzhinsky/iothub uses, takes an attach with either of them for
+// an acceptance, and its caller would learn of the refusal from a later call, or
+// never. rhea reads the attach for neither: it waits for the detach and its error.
 func (l *link) putRefusal(a *amqp.Attach) {
 	reply := l.answer(a)
 	reply.Source, reply.Target = nil, nil
@@ -232,7 +236,7 @@ func (l *link) detach(err error) {
 // its own.
 func (l *link) sendDetach(e *amqp.Error) {
 	l.state = detaching
-	l.partial = nil
+	l.dropPartial()
 	l.session.put(&amqp.Detach{Handle: l.handle, Closed: true, Error: e}, nil)
 	l.cancel()
 }
@@ -263,7 +267,7 @@ func (l *link) flow(f *amqp.Flow) {
 		if f.DeliveryCount != nil {
 			count = *f.DeliveryCount
 		}
-		l.credit = remaining(count+*f.LinkCredit, l.deliveryCount)
+		l.credit = left(*f.LinkCredit, count, l.deliveryCount)
 	}
 	l.drain = f.Drain
 	if f.Echo && l.attached() {

@@ -18,7 +18,7 @@ func (l *link) receive(t *amqp.Transfer, payload []byte) *Incoming {
 	if t.More && !t.Aborted {
 		return nil
 	}
-	l.partial = nil
+	l.dropPartial()
 	switch {
 	case t.Aborted: // §2.6.14: as if it had not been sent
 		l.replaceCredit()
@@ -61,12 +61,23 @@ func (l *link) begin(t *amqp.Transfer) bool {
 func (l *link) append(in *Incoming, t *amqp.Transfer, payload []byte) {
 	if uint64(len(in.Payload))+uint64(len(payload)) > l.maxSize {
 		l.partialBad = true
+		l.session.conn.buffered.Add(-int64(len(in.Payload)))
 		in.Payload = nil
 	}
 	if l.partialBad || t.Aborted {
 		return
 	}
+	l.session.conn.buffered.Add(int64(len(payload)))
 	in.Payload = append(in.Payload, payload...)
+}
+
+// dropPartial ends the delivery under way, if there is one: it is complete, or
+// nobody will have it.
+func (l *link) dropPartial() {
+	if l.partial != nil {
+		l.session.conn.buffered.Add(-int64(len(l.partial.Payload)))
+		l.partial = nil
+	}
 }
 
 // settleIncoming tells the peer how its delivery ended.

@@ -1,8 +1,10 @@
 package amqpserver
 
 import (
+	"cmp"
 	"context"
 	"math"
+	"slices"
 	"sync"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
@@ -121,7 +123,10 @@ func (s *session) close(last *amqp.End) {
 // forget ends a link for good. The caller holds mu, on the reading goroutine or
 // at the end of the session.
 func (s *session) forget(l *link) {
-	delete(s.links, l.handle)
+	if s.links[l.handle] == l {
+		delete(s.links, l.handle)
+		s.conn.links--
+	}
 	l.cease()
 	if s.conn.names[l.key()] == l {
 		delete(s.conn.names, l.key())
@@ -154,9 +159,13 @@ func (s *session) attach(ctx context.Context, a *amqp.Attach) *amqp.Error {
 	if s.ended {
 		return nil
 	}
-	if a.Handle > maxHandle || s.links[a.Handle] != nil {
+	switch {
+	case a.Handle > maxHandle || s.links[a.Handle] != nil:
 		return amqp.Errorf(amqp.CondHandleInUse, "handle %d is in use or out of range", a.Handle)
+	case s.conn.links >= maxLinks:
+		return amqp.Errorf(amqp.CondResourceLimitExceeded, "more than %d links on one connection", maxLinks)
 	}
+	s.conn.links++
 	s.links[a.Handle] = l
 	s.conn.names[l.key()] = l
 	ctx, l.cancel = context.WithCancel(ctx)
@@ -177,7 +186,7 @@ func (s *session) flow(f *amqp.Flow) *amqp.Error {
 		seen = *f.NextIncomingID
 	}
 	wasShut := s.peerWindow == 0
-	s.peerWindow = remaining(seen+f.IncomingWindow, s.nextOutgoingID)
+	s.peerWindow = left(f.IncomingWindow, seen, s.nextOutgoingID)
 	if wasShut && s.peerWindow > 0 {
 		for _, l := range s.links {
 			l.signal()
@@ -197,13 +206,18 @@ func (s *session) flow(f *amqp.Flow) *amqp.Error {
 	return nil
 }
 
-// remaining is the distance from b to a in serial number arithmetic (RFC 1982),
-// or 0 if a is not ahead.
-func remaining(a, b uint32) uint32 {
-	if d := int32(a - b); d > 0 {
-		return uint32(d)
+// left is what is left of a window or credit that the peer gave when it had seen
+// so many, now that so many are sent; both counts wrap (RFC 1982). Windows and
+// credits of all 32 bits are in use, so they are not added to the counts.
+func left(given, seen, sent uint32) uint32 {
+	underWay := sent - seen
+	if int32(underWay) < 0 {
+		underWay = 0 // the peer has seen more than was sent: it counts wrong
 	}
-	return 0
+	if underWay >= given {
+		return 0
+	}
+	return given - underWay
 }
 
 // transfer counts a transfer frame and gives it to its link.
@@ -235,7 +249,11 @@ func (s *session) receive(t *amqp.Transfer, payload []byte) (*Incoming, *link, *
 	if l == nil {
 		return nil, nil, amqp.Errorf(amqp.CondUnattachedHandle, "transfer for handle %d", t.Handle)
 	}
-	return l.receive(t, payload), l, nil
+	in := l.receive(t, payload)
+	if s.conn.buffered.Load() > maxBuffered {
+		return nil, nil, amqp.Errorf(amqp.CondResourceLimitExceeded, "more than %d bytes of incomplete messages on one connection", maxBuffered)
+	}
+	return in, l, nil
 }
 
 // disposition applies the peer's decisions on deliveries that it received. Those
@@ -270,17 +288,39 @@ type decision struct {
 func (s *session) decided(d *amqp.Disposition) []decision {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	// Numbers may wrap, and may name what was never sent.
-	count := min(uint64(d.Last-d.First)+1, uint64(remaining(s.nextDeliveryID, d.First)))
 	var list []decision
-	for i := uint64(0); i < count && len(s.unsettled) > 0; i++ {
-		id := d.First + uint32(i)
+	for _, id := range s.named(d.First, d.Last) {
 		if u := s.unsettled[id]; u != nil {
 			delete(s.unsettled, id)
 			list = append(list, decision{settler: u.settler, done: s.confirm(u.link, id, d.Settled)})
 		}
 	}
 	return list
+}
+
+// named returns the delivery-ids of a range, in order; those that are settled, or
+// were never sent, may be left out. The range may name billions of them: what is
+// gone through is the smaller of the two sets.
+func (s *session) named(first, last uint32) []uint32 {
+	sent := s.nextDeliveryID - first // numbers may wrap
+	if int32(sent) <= 0 {
+		return nil
+	}
+	span := min(last-first, sent-1)
+	var ids []uint32
+	if uint64(span) < uint64(len(s.unsettled)) {
+		for i := range span + 1 {
+			ids = append(ids, first+i)
+		}
+		return ids
+	}
+	for id := range s.unsettled {
+		if id-first <= span {
+			ids = append(ids, id)
+		}
+	}
+	slices.SortFunc(ids, func(a, b uint32) int { return cmp.Compare(a-first, b-first) })
+	return ids
 }
 
 // confirm returns the function that answers a disposition. A peer that settled

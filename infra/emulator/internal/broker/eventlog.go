@@ -178,6 +178,10 @@ func (l *EventLog) Append(ctx context.Context, opts AppendOptions, msgs ...*amqp
 
 // AppendAsync is Append that calls done with the result.
 func (l *EventLog) AppendAsync(done func(error), opts AppendOptions, msgs ...*amqp.Message) {
+	if err := checkSizes(l.name, l.opts.MaxMessageSize, msgs); err != nil {
+		done(err)
+		return
+	}
 	tx := NewTx(l.store)
 	if err := l.Stage(tx, opts, msgs...); err != nil {
 		done(err)
@@ -186,11 +190,8 @@ func (l *EventLog) AppendAsync(done func(error), opts AppendOptions, msgs ...*am
 	tx.CommitAsync(done)
 }
 
-// Stage adds events to a transaction.
+// Stage adds events, of any size, to a transaction.
 func (l *EventLog) Stage(tx *Tx, opts AppendOptions, msgs ...*amqp.Message) error {
-	if err := checkSizes(l.name, l.opts.MaxMessageSize, msgs); err != nil {
-		return err
-	}
 	if opts.PartitionID == "" {
 		return l.partitionFor(opts.PartitionKey).stage(tx, opts.PartitionKey, msgs)
 	}

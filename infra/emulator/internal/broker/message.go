@@ -32,6 +32,19 @@ func MessageSize(m *amqp.Message) int {
 	return n
 }
 
+// maxProperties bounds the application properties and the annotations of a
+// message. The codec reads maps of 32,768 entries at most, and a hub, a
+// dead-letter queue and a receiver add some of their own: a message that could
+// be stored and never be read again would keep the emulator from starting.
+const maxProperties = 16384
+
+func checkProperties(m *amqp.Message) error {
+	if n := max(len(m.ApplicationProperties), len(m.Annotations)); n > maxProperties {
+		return fmt.Errorf("%w: it has %d properties of at most %d", ErrTooLarge, n, maxProperties)
+	}
+	return nil
+}
+
 func propertiesSize(p *amqp.Properties) int {
 	n := valueSize(p.MessageID) + valueSize(p.CorrelationID) + len(p.UserID)
 	for _, s := range []*string{p.To, p.Subject, p.ReplyTo, p.ContentType, p.ContentEncoding, p.GroupID, p.ReplyToGroupID} {

@@ -96,8 +96,8 @@ type Target interface {
 	CancelScheduled(ctx context.Context, sequenceNumbers ...int64) error
 	// MaxMessageSize is the largest message in bytes.
 	MaxMessageSize() int
-	// Stage adds messages to a transaction. An entity with duplicate
-	// detection refuses.
+	// Stage adds messages, of any size, to a transaction. An entity with
+	// duplicate detection refuses.
 	Stage(tx *Tx, msgs ...*amqp.Message) error
 }
 

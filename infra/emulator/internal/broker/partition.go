@@ -123,8 +123,25 @@ func (p *partition) load() error {
 		return fmt.Errorf("partition %s: %w", p.id, err)
 	}
 	p.visible = len(p.slots)
+	p.catchUp()
 	p.trim(time.Now())
 	return nil
+}
+
+// catchUp moves the counters behind the last event. Transactions may reach the
+// disk in another order than they got their numbers, so the counters there may
+// be those of an earlier one.
+func (p *partition) catchUp() {
+	if len(p.slots) == 0 {
+		return
+	}
+	last := p.slots[len(p.slots)-1].event
+	p.nextSeq = max(p.nextSeq, last.SequenceNumber+1)
+	p.nextOffset = max(p.nextOffset, last.offset+last.size+eventOverhead)
+	p.lastOffset = max(p.lastOffset, last.offset)
+	if last.EnqueuedTime.After(p.lastTime) {
+		p.lastTime = last.EnqueuedTime
+	}
 }
 
 // stage adds events to the end of the partition.
@@ -151,10 +168,16 @@ func (p *partition) stage(tx *Tx, key string, msgs []*amqp.Message) error {
 	}
 	p.nextSeq, p.nextOffset = seq, offset
 	p.trim(now)
-	tx.Add(p.garbage...)
+	garbage := p.garbage
+	tx.Add(garbage...)
 	p.garbage = nil
 	tx.OnCommit(func() { p.settle(events, true) })
-	tx.OnAbort(func() { p.settle(events, false) })
+	tx.OnAbort(func() {
+		p.settle(events, false)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.garbage = append(p.garbage, garbage...)
+	})
 	return nil
 }
 

@@ -94,6 +94,7 @@ type Queue struct {
 	ids       duplicates
 	consumers map[*Consumer]struct{}
 	idle      []*Consumer // found nothing at their last try
+	orphans   []store.Op  // removals found due while loading
 	timer     *time.Timer
 	timerAt   time.Time // zero when no timer is set
 	ended     error     // ErrClosed or ErrDeleted
@@ -151,7 +152,14 @@ func (q *Queue) load() error {
 		return err
 	}
 	q.ids.finishLoad(q.store)
-	for _, e := range q.entries {
+	if len(q.orphans) > 0 {
+		q.store.Submit(nil, q.orphans...)
+		q.orphans = nil
+	}
+	for seq, e := range q.entries {
+		// Transactions may reach the disk in another order than they got their
+		// numbers, so the counter there may be that of an earlier one.
+		q.last = max(q.last, seq)
 		q.makeAvailable(e)
 	}
 	q.arm()
@@ -179,11 +187,12 @@ func (q *Queue) loadRecord(suffix string, value []byte) error {
 		}
 		return err
 	}
-	// A state without its message is left behind when a lock expired while
-	// the message was being settled.
 	if e := q.entries[seq]; e != nil {
 		return e.decodeState(value)
 	}
+	// A state without its message is left behind when a lock expired while
+	// the message was being settled.
+	q.orphans = append(q.orphans, store.Delete(sequenceKey(q.prefix, keyState, seq)))
 	return nil
 }
 
@@ -477,15 +486,35 @@ var errStageDuplicates = errors.New("has duplicate detection on and can't be par
 // messages into a dead-letter queue.
 func (q *Queue) checkSend(msgs []*amqp.Message) error {
 	if q.isDeadLetter {
-		return fmt.Errorf("send to %s: %w", q.name, ErrNotAllowed)
+		return q.errDeadLetter()
 	}
 	return checkSizes(q.name, q.opts.MaxMessageSize, msgs)
+}
+
+func (q *Queue) errDeadLetter() error { return fmt.Errorf("send to %s: %w", q.name, ErrNotAllowed) }
+
+// highestEnqueued is the highest number that a topic gave a message which is
+// here or in the dead-letter queue.
+func (q *Queue) highestEnqueued() int64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var highest int64
+	for _, e := range q.entries {
+		highest = max(highest, e.enqueueSeq)
+	}
+	if q.deadLetter != nil {
+		highest = max(highest, q.deadLetter.highestEnqueued())
+	}
+	return highest
 }
 
 func checkSizes(name string, limit int, msgs []*amqp.Message) error {
 	for _, m := range msgs {
 		if n := MessageSize(m); n > limit {
 			return fmt.Errorf("send to %s: %w: it has %d bytes of at most %d", name, ErrTooLarge, n, limit)
+		}
+		if err := checkProperties(m); err != nil {
+			return fmt.Errorf("send to %s: %w", name, err)
 		}
 	}
 	return nil

@@ -68,13 +68,14 @@ func (q *Queue) send(done func(error), at time.Time, msgs []*amqp.Message) ([]in
 }
 
 // Stage adds messages to a transaction. It refuses a queue with duplicate
-// detection.
+// detection. Sizes are the caller's business: a hub has checked a message before
+// it stamped it, and its stamps must not make it too large.
 func (q *Queue) Stage(tx *Tx, msgs ...*amqp.Message) error {
 	if q.ids.window > 0 {
 		return fmt.Errorf("queue %s %w", q.name, errStageDuplicates)
 	}
-	if err := q.checkSend(msgs); err != nil {
-		return err
+	if q.isDeadLetter {
+		return q.errDeadLetter()
 	}
 	_, err := q.stage(tx, time.Time{}, 0, msgs)
 	return err

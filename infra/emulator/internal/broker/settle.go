@@ -114,6 +114,9 @@ func (q *Queue) modify(tx *Tx, e *entry, s Settlement) error {
 	e.msg = withProperties(e.msg, s.Properties)
 	e.size = MessageSize(e.msg)
 	record, err := e.record()
+	if err == nil {
+		err = checkProperties(e.msg)
+	}
 	if err != nil {
 		e.msg, e.size = before.msg, before.size
 		return fmt.Errorf("queue %s: %w", q.name, err)

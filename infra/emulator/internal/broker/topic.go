@@ -104,6 +104,7 @@ func (t *Topic) subscribe(name string, opts QueueOptions) (*Queue, error) {
 	q, err := openQueue(t.store, strings.ToLower(path), path, opts)
 	if err == nil {
 		t.subs[strings.ToLower(name)] = q
+		t.last = max(t.last, q.highestEnqueued()) // see Queue.load
 	}
 	return q, err
 }
@@ -151,14 +152,10 @@ func (t *Topic) send(done func(error), at time.Time, msgs []*amqp.Message) ([]in
 	return seqs, nil
 }
 
-// Stage adds messages to a transaction. It refuses a topic with duplicate
-// detection.
+// Stage is as Queue.Stage.
 func (t *Topic) Stage(tx *Tx, msgs ...*amqp.Message) error {
 	if t.ids.window > 0 {
 		return fmt.Errorf("topic %s %w", t.name, errStageDuplicates)
-	}
-	if err := checkSizes(t.name, t.opts.MaxMessageSize, msgs); err != nil {
-		return err
 	}
 	_, err := t.stage(tx, time.Time{}, msgs)
 	return err

@@ -7,9 +7,9 @@ import (
 	"log/slog"
 	"net"
 	"sync"
-	"syscall"
 	"time"
 
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/accept"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/sas"
 )
@@ -19,9 +19,6 @@ const (
 	defaultWriteTimeout   = 30 * time.Second
 	// willTimeout is how long the hub may take to store a last will.
 	willTimeout = 10 * time.Second
-	// acceptRetry is the pause after a failure to accept that may pass, such as
-	// too many open files.
-	acceptRetry = 50 * time.Millisecond
 )
 
 // ErrServerClosed is what Serve returns after Close or the end of its context.
@@ -97,38 +94,17 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	defer s.removeListener(l)
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
+	warn := func(err error) { s.opts.Logger.Warn("accept MQTT connection", "error", err) }
 	for {
-		nc, err := l.Accept()
+		nc, err := accept.Next(ctx, l, warn)
 		switch {
 		case err == nil:
 			s.start(ctx, nc)
 		case s.isClosed() || ctx.Err() != nil:
 			return ErrServerClosed
-		case !passes(err):
-			return err
 		default:
-			s.opts.Logger.Warn("accept MQTT connection", "error", err)
-			pause(ctx, acceptRetry)
+			return err
 		}
-	}
-}
-
-// passes reports whether Accept may succeed later.
-func passes(err error) bool {
-	for _, errno := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ECONNABORTED} {
-		if errors.Is(err, errno) {
-			return true
-		}
-	}
-	return false
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
 	}
 }
 

@@ -28,10 +28,18 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, a response) {
 		w.Header()[name] = values
 	}
 	if a.status == http.StatusNoContent {
+		h.extend(w)
 		w.WriteHeader(a.status)
 		return
 	}
 	h.write(w, r, http.StatusOK, a.body)
+}
+
+// extend gives the client its time to take the answer, however long that was in
+// the making. It is twice that of a body: the server waits for what is missing of
+// a body before it writes.
+func (h *Handler) extend(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(2 * h.timeout))
 }
 
 func (h *Handler) write(w http.ResponseWriter, r *http.Request, status int, body any) {
@@ -41,6 +49,7 @@ func (h *Handler) write(w http.ResponseWriter, r *http.Request, status int, body
 		w.WriteHeader(http.StatusInternalServerError)
 		return
 	}
+	h.extend(w)
 	w.Header().Set("Content-Type", contentType)
 	w.WriteHeader(status)
 	_, _ = w.Write(text) // a client that has gone needs no answer
@@ -69,8 +78,11 @@ func (h *Handler) fail(w http.ResponseWriter, r *http.Request, to *route, err er
 		h.write(w, r, http.StatusNotFound, failure{Message: err.Error()})
 		return
 	}
-	if r.Context().Err() != nil {
-		return // the client has gone, and whatever failed failed for that
+	if r.Context().Err() != nil && errors.Is(err, r.Context().Err()) {
+		// The client has gone, and that is nothing to log. If it only stopped
+		// sending, it must not take silence for success.
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return
 	}
 	e := hub.AsError(err)
 	if status := e.Code.Status(); status >= 500 && status != http.StatusGatewayTimeout {

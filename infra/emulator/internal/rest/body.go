@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"time"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
 )
@@ -20,6 +21,9 @@ func readBody(r request, limit int) ([]byte, error) {
 	case len(body) > limit:
 		return nil, tooLarge(limit)
 	}
+	// From here on the server reads to learn that the client has gone: the end
+	// of a deadline would look like that.
+	_ = r.control.SetReadDeadline(time.Time{})
 	return body, nil
 }
 

@@ -1,6 +1,7 @@
 package rest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,19 +11,25 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/sas"
 )
 
-// Handler serves a hub's REST APIs. It sets no deadlines: a direct method may
-// take up to ten minutes, so the server's WriteTimeout, if it has one, must be
-// longer than that.
+// transferTimeout is how long a client may take to send a body, or to take an
+// answer.
+const transferTimeout = 30 * time.Second
+
+// Handler serves a hub's REST APIs. It sets the deadlines of bodies and answers
+// itself: a direct method may take up to ten minutes in between, so a server with
+// a ReadTimeout or WriteTimeout would cut it off.
 type Handler struct {
 	hub      *hub.Hub
 	verifier *sas.Verifier
 	log      *slog.Logger
 	routes   []route
+	timeout  time.Duration
 }
 
 // Options tune a Handler. The zero value is ready to use.
@@ -30,15 +37,21 @@ type Options struct {
 	// Logger gets refused requests at level info and failures at level error;
 	// nil means none.
 	Logger *slog.Logger
+	// TransferTimeout is how long a client may take to send a body, or to take
+	// an answer; default 30 s.
+	TransferTimeout time.Duration
 }
 
 // NewHandler returns a handler of the hub that checks tokens with the verifier,
 // whose hosts must include the hub's name.
 // A nil opts means defaults.
 func NewHandler(h *hub.Hub, v *sas.Verifier, opts *Options) *Handler {
-	handler := &Handler{hub: h, verifier: v, log: slog.New(slog.DiscardHandler)}
-	if opts != nil && opts.Logger != nil {
-		handler.log = opts.Logger
+	if opts == nil {
+		opts = &Options{}
+	}
+	handler := &Handler{hub: h, verifier: v, log: opts.Logger, timeout: cmp.Or(opts.TransferTimeout, transferTimeout)}
+	if handler.log == nil {
+		handler.log = slog.New(slog.DiscardHandler)
 	}
 	handler.routes = handler.table()
 	return handler
@@ -47,6 +60,7 @@ func NewHandler(h *hub.Hub, v *sas.Verifier, opts *Options) *Handler {
 // request is an authorized request to a route.
 type request struct {
 	*http.Request
+	control *http.ResponseController
 	// deviceID is the segment {id} of the path, decoded.
 	deviceID string
 	claims   sas.Claims
@@ -103,6 +117,11 @@ var apiVersion = regexp.MustCompile(`^\d{4}-\d{2}-\d{2}(-preview)?$`)
 
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	control := http.NewResponseController(w)
+	// The server reads on after a refusal, in order to use the connection again.
+	// A recorder in a test has no deadlines, and needs none.
+	_ = control.SetReadDeadline(time.Now().Add(h.timeout))
+	h.extend(w)
 	segments, err := splitPath(r.URL)
 	if err != nil {
 		h.fail(w, r, nil, err)
@@ -118,7 +137,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.fail(w, r, found, err)
 		return
 	}
-	answer, err := found.serve(r.Context(), request{Request: r, deviceID: id, claims: claims})
+	answer, err := found.serve(r.Context(), request{Request: r, control: control, deviceID: id, claims: claims})
 	if err != nil {
 		h.fail(w, r, found, err)
 		return

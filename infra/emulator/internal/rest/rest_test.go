@@ -44,7 +44,9 @@ type fixture struct {
 	telemetry *broker.Queue
 }
 
-func newFixture(t *testing.T) *fixture {
+func newFixture(t *testing.T) *fixture { return newFixtureWith(t, nil) }
+
+func newFixtureWith(t *testing.T, opts *rest.Options) *fixture {
 	t.Helper()
 	s := store.Memory()
 	events, err := broker.OpenEventLog(s, hubName, broker.EventLogOptions{Partitions: 1})
@@ -56,7 +58,7 @@ func newFixture(t *testing.T) *fixture {
 	h, err := hub.Open(s, hub.Options{Name: hubName, Events: events, Routes: []hub.Route{{Name: "all", Endpoint: queue}}})
 	must(t, err)
 	t.Cleanup(h.Close)
-	server := httptest.NewServer(rest.NewHandler(h, &sas.Verifier{Hosts: []string{hubName}, Keys: h}, nil))
+	server := httptest.NewServer(rest.NewHandler(h, &sas.Verifier{Hosts: []string{hubName}, Keys: h}, opts))
 	t.Cleanup(server.Close)
 	return &fixture{t: t, hub: h, server: server, telemetry: queue}
 }
