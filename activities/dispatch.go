@@ -26,7 +26,8 @@ type CloudToDevice struct {
 // error ends the attempt, and the next one goes on behind the last message that was accepted.
 func (a *CloudToDevice) Dispatch(ctx context.Context, in job.DispatchInput) (job.DispatchOutput, error) {
 	if err := job.ValidateDeviceID(in.DeviceID); err != nil {
-		return job.DispatchOutput{}, err
+		// A sender may name any target. No hub has a device of such a name, and asking for it again won't change that.
+		return refuseAll(in.Messages, err), nil
 	}
 	done, err := inOrder(ctx, in.Messages, func(ctx context.Context, m job.Message) (*job.Refusal, error) {
 		err := a.send(ctx, in, m)
@@ -39,6 +40,14 @@ func (a *CloudToDevice) Dispatch(ctx context.Context, in job.DispatchInput) (job
 		return job.DispatchOutput{}, fmt.Errorf("send to device %q: %w", in.DeviceID, err)
 	}
 	return job.DispatchOutput{Refused: done.Refused}, nil
+}
+
+func refuseAll(messages []job.Message, why error) job.DispatchOutput {
+	var out job.DispatchOutput
+	for _, m := range messages {
+		out.Refused = append(out.Refused, job.Refusal{MessageID: m.ID, Reason: job.ReasonDeviceNotFound, Description: line(why)})
+	}
+	return out
 }
 
 func (a *CloudToDevice) send(ctx context.Context, in job.DispatchInput, m job.Message) error {

@@ -70,6 +70,23 @@ func TestDispatchListsWhatTheHubWillNeverTake(t *testing.T) {
 	}
 }
 
+// An error would leave the workflow with messages that it can neither send nor give back.
+func TestDispatchRefusesWhatNamesNoDevice(t *testing.T) {
+	t.Parallel()
+	hub := &outbox{}
+	in := dispatchInput("m1", "m2")
+	in.DeviceID = "no such/device"
+	out, err := run(t, attempt{}, job.Dispatch, (&CloudToDevice{Hub: hub}).Dispatch, in)
+	if err != nil || len(hub.sent) != 0 || len(out.Refused) != 2 {
+		t.Fatalf("refused %+v, sent %v, %v", out.Refused, hub.ids(), err)
+	}
+	for i, id := range []string{"m1", "m2"} {
+		if r := out.Refused[i]; r.MessageID != id || r.Reason != job.ReasonDeviceNotFound || !strings.Contains(r.Description, in.DeviceID) {
+			t.Errorf("refused %+v", r)
+		}
+	}
+}
+
 func TestDispatchChecksTheSizeBeforeItSpendsASend(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

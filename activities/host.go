@@ -22,7 +22,7 @@ type Devices interface {
 type StepRunner interface {
 	// Check returns the first step that the runner can't run, and why; empty strings when it can run them all.
 	Check(steps []string) (step, reason string)
-	// Run runs the step in.Job.Steps[in.Index] and blocks until it has ended or ctx has. A step that fails is an
+	// Run runs the step in.Step and blocks until it has ended or ctx has. A step that fails is an
 	// output with StatusFailed; an error says that it couldn't be run or was stopped, and then the output may still
 	// hold what the step printed. in.Timeout is already part of ctx.
 	Run(ctx context.Context, in job.RunStepInput) (job.RunStepOutput, error)
@@ -42,6 +42,8 @@ type Host struct {
 	Devices     Devices
 	Steps       StepRunner
 	Checkpoints Checkpointer
+
+	memory stepMemory
 }
 
 // Connect connects a device, or finds it connected, and says on which host.
@@ -81,6 +83,7 @@ func (h *Host) Send(ctx context.Context, in job.SendInput) (job.None, error) {
 
 // Disconnect closes a device's connection. A device that isn't connected is success.
 func (h *Host) Disconnect(ctx context.Context, in job.DisconnectInput) (job.None, error) {
+	h.memory.forget(in.Session.WorkflowID)
 	_, err := withDeadline(ctx, func(ctx context.Context) (job.None, error) {
 		return job.None{}, h.Devices.Close(ctx, in.Session)
 	})

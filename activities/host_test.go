@@ -1,6 +1,7 @@
 package activities
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -22,8 +23,8 @@ func (d *devices) Open(_ context.Context, s job.Session) error {
 }
 
 func (d *devices) Publish(ctx context.Context, _ job.Session, m job.Message) error {
-	if d.err != nil {
-		return d.err
+	if err := cmp.Or(d.err, ctx.Err()); err != nil {
+		return err
 	}
 	return d.Send(ctx, m)
 }

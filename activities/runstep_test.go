@@ -5,6 +5,7 @@ import (
 	"errors"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -22,6 +23,7 @@ type stepRunner struct {
 	err    error
 	hang   bool          // until the context ends
 	begun  chan struct{} // closed when the first run begins; may be nil
+	late   bool          // the step ends well just as its context does
 
 	mu   sync.Mutex
 	runs []job.RunStepInput
@@ -43,7 +45,9 @@ func (r *stepRunner) Run(ctx context.Context, in job.RunStepInput) (job.RunStepO
 	}
 	if r.hang {
 		<-ctx.Done()
-		return job.RunStepOutput{Output: "half"}, context.Cause(ctx)
+		if !r.late {
+			return job.RunStepOutput{Output: "half"}, context.Cause(ctx)
+		}
 	}
 	if r.out.Status == "" {
 		return job.RunStepOutput{Status: job.StatusCompleted, Output: "fine"}, r.err
@@ -57,13 +61,16 @@ type checkpoints struct {
 	err      error
 }
 
-func (c *checkpoints) RecordActivityHeartbeat(_ context.Context, _ []byte, details ...any) error {
+func (c *checkpoints) RecordActivityHeartbeat(ctx context.Context, _ []byte, details ...any) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	c.recorded = append(c.recorded, details...)
 	return c.err
 }
 
 func stepInput() job.RunStepInput {
-	return job.RunStepInput{Session: session, Job: someJob(), Index: 0, Sequence: 1, Attempt: 1}
+	return job.RunStepInput{Session: session, JobID: "job-1", JobName: "Job 1", Step: "a", Index: 0, Sequence: 1, Attempt: 1}
 }
 
 // statuses returns what was published as "message ID: status".
@@ -127,7 +134,7 @@ func TestRunStepPublishesWholeMessages(t *testing.T) {
 	t.Parallel()
 	d := &devices{}
 	in := stepInput()
-	in.Index, in.Sequence = 1, 3
+	in.Step, in.Index, in.Sequence = "Done", 1, 3
 	if _, err := run(t, attempt{}, job.RunStep, newHost(d, &stepRunner{}).RunStep, in); err != nil {
 		t.Fatal(err)
 	}
@@ -181,9 +188,9 @@ func TestRunStepThatCantBeRun(t *testing.T) {
 func TestRunStepRefusesNonsense(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*job.RunStepInput){
-		"index too high": func(in *job.RunStepInput) { in.Index = 2 },
-		"index too low":  func(in *job.RunStepInput) { in.Index = -1 },
-		"no sequence":    func(in *job.RunStepInput) { in.Sequence = 0 },
+		"no step":       func(in *job.RunStepInput) { in.Step = "" },
+		"index too low": func(in *job.RunStepInput) { in.Index = -1 },
+		"no sequence":   func(in *job.RunStepInput) { in.Sequence = 0 },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -262,6 +269,118 @@ func TestRunStepMakesWayWhenItsWorkerStops(t *testing.T) {
 	_, err := run(t, attempt{stop: stop}, job.RunStep, newHost(&devices{}, r).RunStep, stepInput())
 	if app := application(t, err); app.Type() != "Stopping" || app.NonRetryable() || !strings.Contains(app.Message(), "step 1 (a)") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// The step that ended as its worker began to stop is not to be run again.
+func TestRunStepReportsWhatEndsAsItsWorkerStops(t *testing.T) {
+	t.Parallel()
+	stop := make(chan struct{})
+	r := &stepRunner{hang: true, late: true, begun: make(chan struct{})}
+	go func() {
+		<-r.begun
+		close(stop)
+	}()
+	d, c := &devices{}, &checkpoints{}
+	h := newHost(d, r)
+	h.Checkpoints = c
+	out, err := run(t, attempt{stop: stop}, job.RunStep, h.RunStep, stepInput())
+	if err != nil || out.Status != job.StatusCompleted || len(c.recorded) != 1 {
+		t.Errorf("got %+v, %v; recorded %v", out, err, c.recorded)
+	}
+	if got := statuses(t, d); !slices.Equal(got, []string{inProgress, completed}) {
+		t.Errorf("published %v", got)
+	}
+}
+
+// Nor the one that ended as its context did. It is reported as well: the workflow would use the report's ID for something
+// else when it didn't know of it.
+func TestRunStepReportsWhatEndsAsItIsCancelled(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	r := &stepRunner{hang: true, late: true, begun: make(chan struct{})}
+	go func() {
+		<-r.begun
+		cancel(errors.New("no heartbeat came through"))
+	}()
+	d, c := &devices{}, &checkpoints{}
+	h := newHost(d, r)
+	h.Checkpoints = c
+	out, err := run(t, attempt{ctx: ctx}, job.RunStep, h.RunStep, stepInput())
+	if err != nil || out.Status != job.StatusCompleted {
+		t.Errorf("got %+v, %v", out, err)
+	}
+	if got := statuses(t, d); !slices.Equal(got, []string{inProgress, completed}) {
+		t.Errorf("published %v", got)
+	}
+	if want := []any{job.StepProgress{Reported: true, Ran: true, Output: "fine"}}; !reflect.DeepEqual(c.recorded, want) {
+		t.Errorf("recorded %+v", c.recorded)
+	}
+}
+
+// The server was out of reach when the step ended, and starts another attempt: the host remembers, until the workflow
+// runs no more steps here.
+func TestRunStepRemembersWhatIsDone(t *testing.T) {
+	t.Parallel()
+	d, r := &devices{}, &stepRunner{}
+	h := newHost(d, r)
+	h.Checkpoints = &checkpoints{err: errors.New("no server")}
+	in := stepInput()
+	for range 2 {
+		out, err := run(t, attempt{}, job.RunStep, h.RunStep, in)
+		if want := (job.RunStepOutput{Status: job.StatusCompleted, Output: "fine"}); err != nil || out != want {
+			t.Fatalf("got %+v, %v", out, err)
+		}
+	}
+	if len(r.runs) != 1 {
+		t.Errorf("the step was run %d times", len(r.runs))
+	}
+	if got := statuses(t, d); !slices.Equal(got, []string{inProgress, completed, completed}) {
+		t.Errorf("published %v", got)
+	}
+	again, other := in, in
+	again.Attempt, other.Session.WorkflowID = 2, "solve/job-2"
+	for i, in := range []job.RunStepInput{again, other} {
+		if _, err := run(t, attempt{}, job.RunStep, h.RunStep, in); err != nil || len(r.runs) != 2+i {
+			t.Errorf("run %d times, %v", len(r.runs), err)
+		}
+	}
+	if _, err := run(t, attempt{}, job.Disconnect, h.Disconnect, job.DisconnectInput{Session: in.Session}); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(h.memory.turns); n != 1 || len(h.memory.order) != 1 {
+		t.Errorf("the host remembers %d workflows, %v", n, h.memory.order)
+	}
+}
+
+func TestRunStepWaitsForAnEarlierAttempt(t *testing.T) {
+	t.Parallel()
+	h := newHost(&devices{}, &stepRunner{})
+	before, err := h.memory.take(t.Context(), session.WorkflowID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	beats := newBeatLog()
+	go func() {
+		<-beats.seen
+		<-beats.seen // it beats while it waits
+		before.step, before.output = keyOf(stepInput()), "before"
+		before.release()
+	}()
+	out, err := run(t, attempt{heartbeat: 30 * time.Millisecond, beats: beats}, job.RunStep, h.RunStep, stepInput())
+	if err != nil || out.Output != "before" {
+		t.Errorf("got %+v, %v", out, err)
+	}
+}
+
+func TestHostRemembersSoMany(t *testing.T) {
+	t.Parallel()
+	var m stepMemory
+	for i := range maxRemembered + 10 {
+		m.turn(strconv.Itoa(i))
+	}
+	if len(m.turns) != maxRemembered || len(m.order) != maxRemembered || m.turns["9"] != nil || m.turns["10"] == nil {
+		t.Errorf("it remembers %d, from %s on", len(m.turns), m.order[0])
 	}
 }
 

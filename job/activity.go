@@ -130,10 +130,13 @@ type SendInput struct {
 	Messages []Message `json:"messages"`
 }
 
-// RunStepInput is one step to run.
+// RunStepInput is one step to run. It leaves the job's other steps out: with all of them in each input, the history of
+// a long job would grow with the square of its steps.
 type RunStepInput struct {
 	Session  Session       `json:"session"`
-	Job      Job           `json:"job"`
+	JobID    string        `json:"jobId"`
+	JobName  string        `json:"jobName"`
+	Step     string        `json:"step"`
 	Index    int           `json:"index"`    // of the step in the job, from 0
 	Sequence int           `json:"sequence"` // of the In Progress update; Completed has the next one
 	Attempt  int           `json:"attempt"`  // 1, 2, ...: passed to the step so that it can be idempotent

@@ -11,7 +11,7 @@ const (
 	MaxIDLength            = 96        // characters of a job ID: leaves room for device and message IDs made from it
 	MaxNameLength          = 256       // characters of a job's name
 	MaxStepLength          = 256       // characters of a step's name
-	MaxSteps               = 2000      // steps of one job
+	MaxSteps               = 500       // steps of one job: what it hands on when it continues as new stays below 2 MB
 	MaxJobSize             = 60 << 10  // bytes of a job as JSON: leaves room for the properties of its announcement
 	MaxReasonLength        = 1024      // characters of a reason; longer ones are cut
 	MaxReceiptMessageCount = 256       // message IDs in one receipt

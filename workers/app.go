@@ -8,6 +8,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/hubjobs/hubjobs/azure/envfile"
 	"github.com/hubjobs/hubjobs/workers/manager"
 	"github.com/hubjobs/hubjobs/workers/scheduler"
 	"github.com/hubjobs/hubjobs/workers/solver"
@@ -35,7 +36,9 @@ func newApp(stdout, stderr io.Writer, r roles) *cli.App {
 		Usage:     "run one role of the hubjobs pipeline",
 		Writer:    stdout,
 		ErrWriter: stderr,
-		Description: "The Temporal server is found by TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE, TEMPORAL_API_KEY, TEMPORAL_TLS...,\n" +
+		Description: "Settings come from flags, else from the environment, else from an env file: --env-file, or " + envfile.Default + "\n" +
+			"when it exists.\n" +
+			"The Temporal server is found by TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE, TEMPORAL_API_KEY, TEMPORAL_TLS...,\n" +
 			"or a profile of the file that TEMPORAL_CONFIG_FILE names; by default it is localhost:7233.\n" +
 			"Interrupt ends a role in an orderly way, a second interrupt at once.",
 		Commands: []*cli.Command{
@@ -62,7 +65,7 @@ func managerCommand(stderr io.Writer, run func(context.Context, manager.Settings
 	return &cli.Command{
 		Name:  "manager",
 		Usage: "run workflows, route messages, hand out device connections; holds the hub's credentials",
-		Description: "Secrets come from the environment: IOTHUB_CONNECTION_STRING and SERVICEBUS_CONNECTION_STRING, unless a\n" +
+		Description: "Secrets come from the environment or the env file: IOTHUB_CONNECTION_STRING and SERVICEBUS_CONNECTION_STRING, unless a\n" +
 			"managed identity is used, and HUBJOBS_API_KEY.",
 		Flags: join(commonFlags("127.0.0.1:8080"), keyFlags(), hubFlags(), serviceBusFlags(), azureFlags(), emulatorFlags(flagHTTPSAddr, flagAMQPSAddr),
 			[]cli.Flag{
@@ -84,7 +87,7 @@ func schedulerCommand(stderr io.Writer, run func(context.Context, scheduler.Sett
 	return &cli.Command{
 		Name:         "scheduler",
 		Usage:        "hold the schedulers' device connections",
-		Description:  "The API key of the manager comes from the environment: HUBJOBS_API_KEY.",
+		Description:  "The API key of the manager comes from the environment or the env file: HUBJOBS_API_KEY.",
 		Flags:        join(commonFlags("127.0.0.1:8082"), keyFlags(), hostFlags(), emulatorFlags(flagMQTTSAddr)),
 		OnUsageError: usageError,
 		Action: func(c *cli.Context) error {
@@ -101,7 +104,7 @@ func solverCommand(stderr io.Writer, run func(context.Context, solver.Settings) 
 	return &cli.Command{
 		Name:  "solver",
 		Usage: "take jobs and run their steps; hold the solvers' device connections",
-		Description: "Secrets come from the environment: HUBJOBS_API_KEY of the manager, SERVICEBUS_CONNECTION_STRING unless a\n" +
+		Description: "Secrets come from the environment or the env file: HUBJOBS_API_KEY of the manager, SERVICEBUS_CONNECTION_STRING unless a\n" +
 			"managed identity is used, and APP_API_TOKEN when a Dapr sidecar shows one.",
 		Flags:        join(commonFlags("127.0.0.1:8081"), keyFlags(), hostFlags(), serviceBusFlags(), azureFlags(), emulatorFlags(flagMQTTSAddr), stepFlags()),
 		OnUsageError: usageError,

@@ -158,6 +158,91 @@ func TestSolverSettings(t *testing.T) {
 	})
 }
 
+// envFile writes what a local run leaves for others.
+func envFile(t *testing.T, lines ...string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "hubjobs.env")
+	if err := os.WriteFile(file, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func TestEnvFile(t *testing.T) {
+	key := filepath.Join(t.TempDir(), "api-key")
+	if err := os.WriteFile(key, []byte("key-of-file\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file := envFile(t,
+		"TEMPORAL_ADDRESS=file:7233", "HUBJOBS_MANAGER_URL=http://file:8080", "HUBJOBS_API_KEY_FILE="+key,
+		"IOTHUB_CONNECTION_STRING="+hubSecret, "SERVICEBUS_CONNECTION_STRING="+busSecret,
+		"EMULATOR_MQTTS_ADDR=file:8883", "HUBJOBS_STEP_TIMEOUT=5m", "HUBJOBS_STEP_RETRIES=3",
+	)
+	t.Run("everything from the file", func(t *testing.T) {
+		c := start(t, nil, "solver", "--env-file", file)
+		if c.err != nil {
+			t.Fatal(c.err)
+		}
+		s := c.solver
+		if s.Temporal.HostPort != "file:7233" || s.Host.ManagerURL != "http://file:8080" || s.Host.APIKey != "key-of-file" || s.Host.MQTTAddr != "file:8883" {
+			t.Errorf("got %q, %q, %q", s.Temporal.HostPort, s.Host.ManagerURL, s.Host.MQTTAddr)
+		}
+		if s.ServiceBus.ConnectionString != busSecret || s.Defaults.StepTimeout != 5*time.Minute || s.Defaults.StepRetries != 3 {
+			t.Errorf("defaults %+v, or the bus is another", s.Defaults)
+		}
+	})
+	t.Run("the environment counts before the file, and a flag before both", func(t *testing.T) {
+		c := start(t, map[string]string{
+			"HUBJOBS_ENV_FILE": file, "TEMPORAL_ADDRESS": "env:7233", "HUBJOBS_MANAGER_URL": "http://env:8080", "EMULATOR_MQTTS_ADDR": "",
+			"HUBJOBS_STEP_TIMEOUT": "6m", "HUBJOBS_API_KEY": "key-of-env",
+		}, "solver", "--manager-url", "http://flag:8080")
+		if c.err != nil {
+			t.Fatal(c.err)
+		}
+		s := c.solver
+		if s.Temporal.HostPort != "env:7233" || s.Host.ManagerURL != "http://flag:8080" || s.Host.APIKey != "key-of-env" || s.Host.MQTTAddr != "file:8883" {
+			t.Errorf("got %q, %q, %q", s.Temporal.HostPort, s.Host.ManagerURL, s.Host.MQTTAddr)
+		}
+		if s.Defaults.StepTimeout != 6*time.Minute {
+			t.Errorf("step timeout %s", s.Defaults.StepTimeout)
+		}
+	})
+	t.Run("a managed identity counts before a secret of the file", func(t *testing.T) {
+		c := start(t, map[string]string{"IOTHUB_HOSTNAME": "h.azure-devices.net"}, "manager", "--env-file", file, "--servicebus-namespace", "n.servicebus.windows.net")
+		if c.err != nil {
+			t.Fatal(c.err)
+		}
+		s := c.manager
+		if s.Hub.ConnectionString != "" || s.Hub.HostName != "h.azure-devices.net" || s.ServiceBus.ConnectionString != "" || s.ServiceBus.Namespace != "n.servicebus.windows.net" {
+			t.Errorf("hub %q, bus %q", s.Hub.HostName, s.ServiceBus.Namespace)
+		}
+	})
+	t.Run("the default file", func(t *testing.T) {
+		t.Chdir(t.TempDir())
+		if c := start(t, nil, "scheduler"); c.err == nil {
+			t.Error("no file, and yet there are settings")
+		}
+		if err := os.Mkdir(".hubjobs", 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(file, filepath.FromSlash(".hubjobs/hubjobs.env")); err != nil {
+			t.Fatal(err)
+		}
+		if c := start(t, nil, "scheduler"); c.err != nil || c.scheduler.Host.APIKey != "key-of-file" {
+			t.Errorf("got %+v", c.err)
+		}
+		if c := start(t, nil, "scheduler", "--env-file", os.DevNull); c.err == nil {
+			t.Error("another file was named, and yet the default one was read")
+		}
+	})
+	t.Run("a wrong value", func(t *testing.T) {
+		bad := envFile(t, "HUBJOBS_STEP_TIMEOUT=soon")
+		if c := start(t, nil, "solver", "--env-file", bad); c.err == nil || !strings.Contains(c.err.Error(), bad+": HUBJOBS_STEP_TIMEOUT: ") {
+			t.Errorf("got %v", c.err)
+		}
+	})
+}
+
 func TestWrongSettingsAreOneClearLine(t *testing.T) {
 	fine := map[string]string{
 		"HUBJOBS_API_KEY": "k", "HUBJOBS_MANAGER_URL": "http://manager:8080",
@@ -184,6 +269,9 @@ func TestWrongSettingsAreOneClearLine(t *testing.T) {
 		{"a step runner that isn't", nil, []string{"solver", "--step-runner", "magic"}, `"magic"`},
 		{"exec without a directory", nil, []string{"solver", "--step-runner", "exec"}, "--step-dir"},
 		{"exec in a directory that isn't there", nil, []string{"solver", "--step-runner", "exec", "--step-dir", "/nowhere"}, "/nowhere"},
+		{"a step directory and nothing that uses it", nil, []string{"solver", "--step-dir", "."}, "--step-runner exec"},
+		{"an env file that isn't there", nil, []string{"manager", "--env-file", "/nowhere/hubjobs.env"}, "/nowhere/hubjobs.env"},
+		{"an env file that isn't one", nil, []string{"manager", "--env-file", "app_test.go"}, "app_test.go:1: this is not NAME=VALUE"},
 		{"a negative step time", nil, []string{"solver", "--step-time", "-1s"}, "negative"},
 		{"jobs from elsewhere", nil, []string{"solver", "--jobs-from", "mail"}, `"mail"`},
 		{"a log level that isn't", nil, []string{"manager", "--log-level", "loud"}, `"loud"`},

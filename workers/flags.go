@@ -4,6 +4,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/hubjobs/hubjobs/activities/steps"
+	"github.com/hubjobs/hubjobs/azure/envfile"
 	"github.com/hubjobs/hubjobs/workers/solver"
 )
 
@@ -15,7 +16,15 @@ const (
 	envDaprToken            = "APP_API_TOKEN"
 )
 
+// instead says which flag stands for which secret: the one that is given nearer to the command line counts.
+var instead = map[string]string{
+	flagAPIKeyFile: envAPIKey,
+	flagHubHost:    envHubConnection,
+	flagNamespace:  envServiceBusConnection,
+}
+
 const (
+	flagEnvFile     = "env-file"
 	flagHTTPAddr    = "http-addr"
 	flagLogLevel    = "log-level"
 	flagLogFormat   = "log-format"
@@ -41,6 +50,7 @@ const (
 
 func commonFlags(httpAddr string) []cli.Flag {
 	return []cli.Flag{
+		&cli.PathFlag{Name: flagEnvFile, EnvVars: []string{envfile.Variable}, DefaultText: envfile.Default + " if it exists", Usage: "read what neither a flag nor the environment says from `FILE`, lines of NAME=VALUE"},
 		&cli.StringFlag{Name: flagHTTPAddr, EnvVars: []string{"HUBJOBS_HTTP_ADDR"}, Value: httpAddr, Usage: "`HOST:PORT` to listen on for HTTP; in a container, :8080"},
 		&cli.StringFlag{Name: flagLogLevel, EnvVars: []string{"HUBJOBS_LOG_LEVEL"}, Value: "info", Usage: "`LEVEL` from which on to log: debug, info, warn or error"},
 		&cli.StringFlag{Name: flagLogFormat, EnvVars: []string{"HUBJOBS_LOG_FORMAT"}, Value: formatAuto, Usage: "`FORMAT` of the log: json, console, or auto, which is console on a terminal"},

@@ -1,6 +1,6 @@
 // Command workers is the one binary of the pipeline's processes, with a subcommand for each role: manager, scheduler and
-// solver. See "workers <role> --help" for their settings; every one of them can be given by an environment variable, and
-// secrets only so, or in a file.
+// solver. See "workers <role> --help" for their settings; every one of them can be given by an environment variable or in
+// a file of such, and secrets only so.
 package main
 
 import (

@@ -15,6 +15,7 @@ import (
 	"github.com/hubjobs/hubjobs/activities"
 	"github.com/hubjobs/hubjobs/activities/steps"
 	"github.com/hubjobs/hubjobs/azure/credential"
+	"github.com/hubjobs/hubjobs/azure/envfile"
 	"github.com/hubjobs/hubjobs/azure/iothub"
 	"github.com/hubjobs/hubjobs/azure/servicebus"
 	"github.com/hubjobs/hubjobs/job"
@@ -34,6 +35,7 @@ const (
 
 // common is what every role needs.
 type common struct {
+	secrets  map[string]string // by the names of their variables
 	temporal client.Options
 	roots    *x509.CertPool
 	apiKey   string
@@ -44,24 +46,74 @@ func commonSettings(c *cli.Context, stderr io.Writer) (s common, err error) {
 	if c.Args().Present() {
 		return s, fmt.Errorf("%s takes no arguments, but got %q", c.Command.Name, c.Args().First())
 	}
+	env, err := envfile.Load(os.Environ(), c.Path(flagEnvFile))
+	if err != nil {
+		return s, err
+	}
+	s.secrets = secrets(c, env)
+	if err := fill(c, env); err != nil {
+		return s, err
+	}
 	if s.log, err = newLogger(stderr, c.String(flagLogLevel), c.String(flagLogFormat)); err != nil {
 		return s, err
 	}
-	if s.temporal, err = envconfig.LoadClientOptions(envconfig.LoadClientOptionsRequest{}); err != nil {
+	if s.temporal, err = envconfig.LoadClientOptions(envconfig.LoadClientOptionsRequest{EnvLookup: env}); err != nil {
 		return s, fmt.Errorf("settings of the Temporal client: %w", err)
 	}
-	if s.apiKey, err = apiKey(c); err != nil {
+	if s.apiKey, err = apiKey(c, s.secrets); err != nil {
 		return s, err
 	}
 	if s.roots, err = credential.RootCAs(c.Path(flagCAFile)); err != nil {
 		return s, err
 	}
+	if env.File() != "" {
+		s.log.Info("settings that neither flags nor the environment gave are from a file", "file", env.File())
+	}
 	return s, nil
 }
 
-// apiKey reads the key from its file or the environment.
-func apiKey(c *cli.Context) (string, error) {
-	key := os.Getenv(envAPIKey)
+// secrets returns what has no flag. A secret of the file doesn't count where the flag that stands for it was given.
+func secrets(c *cli.Context, env *envfile.Settings) map[string]string {
+	all := make(map[string]string)
+	for _, name := range []string{envHubConnection, envServiceBusConnection, envAPIKey, envDaprToken} {
+		all[name] = env.Get(name)
+	}
+	for flag, name := range instead {
+		if given(c, flag) && os.Getenv(name) == "" {
+			all[name] = ""
+		}
+	}
+	return all
+}
+
+// given reports whether the command line or the environment has a flag's value.
+func given(c *cli.Context, flag string) bool { return c.IsSet(flag) && c.String(flag) != "" }
+
+// fill gives each flag that neither the command line nor the environment has given its value of the file. A flag that
+// stands for a secret gets none when the environment has the secret.
+func fill(c *cli.Context, env *envfile.Settings) error {
+	for _, f := range c.Command.Flags {
+		name := f.Names()[0]
+		documented, ok := f.(cli.DocGenerationFlag)
+		if !ok || name == flagEnvFile || given(c, name) || os.Getenv(instead[name]) != "" {
+			continue
+		}
+		for _, variable := range documented.GetEnvVars() {
+			value := env.Get(variable)
+			if value == "" {
+				continue
+			}
+			if err := c.Set(name, value); err != nil {
+				return fmt.Errorf("%s: %s: %w", env.File(), variable, err)
+			}
+		}
+	}
+	return nil
+}
+
+// apiKey reads the key from its file, or takes the secret.
+func apiKey(c *cli.Context, secrets map[string]string) (string, error) {
+	key := secrets[envAPIKey]
 	if path := c.Path(flagAPIKeyFile); path != "" {
 		content, err := os.ReadFile(path)
 		if err != nil {
@@ -128,7 +180,7 @@ func solverSettings(c *cli.Context, stderr io.Writer) (solver.Settings, error) {
 			StepRetries:    c.Int(flagStepRetries),
 			ReceiptTimeout: c.Duration(flagReceipts),
 		},
-		HTTPAddr: c.String(flagHTTPAddr), PubSub: c.String(flagPubSub), DaprToken: os.Getenv(envDaprToken),
+		HTTPAddr: c.String(flagHTTPAddr), PubSub: c.String(flagPubSub), DaprToken: base.secrets[envDaprToken],
 		Logger: base.log,
 	}
 	switch from := c.String(flagJobsFrom); from {
@@ -148,6 +200,9 @@ func solverSettings(c *cli.Context, stderr io.Writer) (solver.Settings, error) {
 func stepRunner(c *cli.Context) (activities.StepRunner, error) {
 	switch name := c.String(flagStepRunner); name {
 	case runnerSimulate:
+		if c.IsSet(flagStepDir) && !c.IsSet(flagStepRunner) {
+			return nil, fmt.Errorf("--%s is for programs: it needs --%s %s as well", flagStepDir, flagStepRunner, runnerExec)
+		}
 		if c.Duration(flagStepTime) < 0 {
 			return nil, fmt.Errorf("--%s is negative: %s", flagStepTime, c.Duration(flagStepTime))
 		}
@@ -175,7 +230,7 @@ func hostSettings(c *cli.Context, base common) (host.Settings, error) {
 
 func hubConfig(c *cli.Context, base common) (iothub.Config, error) {
 	cfg := iothub.Config{
-		ConnectionString: os.Getenv(envHubConnection),
+		ConnectionString: base.secrets[envHubConnection],
 		HTTPSAddr:        c.String(flagHTTPSAddr),
 		AMQPSAddr:        c.String(flagAMQPSAddr),
 		RootCAs:          base.roots,
@@ -193,7 +248,7 @@ func hubConfig(c *cli.Context, base common) (iothub.Config, error) {
 }
 
 func serviceBusConfig(c *cli.Context, base common) (servicebus.Config, error) {
-	cfg := servicebus.Config{ConnectionString: os.Getenv(envServiceBusConnection), Logger: base.log}
+	cfg := servicebus.Config{ConnectionString: base.secrets[envServiceBusConnection], Logger: base.log}
 	if cfg.ConnectionString != "" {
 		return cfg, nil
 	}

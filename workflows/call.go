@@ -22,6 +22,9 @@ const (
 	// heartbeat is how long an activity of some length may be silent before its process is taken for lost.
 	heartbeat = 10 * time.Second
 
+	// stepHeartbeat is the same for a step: a server that is away for a moment must not stop hours of work.
+	stepHeartbeat = 30 * time.Second
+
 	// cleanUpTimeout bounds the clean-up of a job: long enough to outlast an outage of the hub.
 	cleanUpTimeout = 24 * time.Hour
 

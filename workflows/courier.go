@@ -2,6 +2,7 @@ package workflows
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"go.temporal.io/sdk/workflow"
@@ -16,46 +17,71 @@ const othersInHub = job.MaxDeviceQueue / 2
 // batchSize is how many messages one Dispatch carries at the most.
 const batchSize = 16
 
+// maxBatch is how many bytes one Dispatch carries, unless a single message is larger. Temporal takes 2 MB in one payload,
+// and JSON writes a byte of a text with up to six.
+const maxBatch = 256 << 10
+
+// dispatchPause is how long a lane rests after a Dispatch that failed for good.
+const dispatchPause = time.Minute
+
 // courier carries messages to devices by cloud-to-device messages and knows how far each has come. One lane a target
 // keeps their order: at most one Dispatch to a device is under way.
 type courier struct {
 	window  int           // confirmed messages that may wait in the hub for one device
 	ttl     time.Duration // how long the hub keeps a message for a device
 	tracked []*job.Tracked
-	byID    map[string]*job.Tracked
+	taken   map[key]bool         // by sender
+	sent    map[key]*job.Tracked // by target; the last one
 	lanes   []*lane
 	paused  bool // no new Dispatch is started
 	flying  int  // activities under way
 }
 
+// key names a message: two devices may well give theirs the same ID.
+type key struct{ device, id string }
+
 // lane is the way to one target device.
 type lane struct {
 	target string
 	queue  []*job.Tracked // to be dispatched, in order
+	served bool
 }
 
 func newCourier(window int, ttl time.Duration, carried []job.Tracked) *courier {
-	c := &courier{window: window, ttl: ttl, byID: make(map[string]*job.Tracked)}
+	c := &courier{window: window, ttl: ttl, taken: make(map[key]bool), sent: make(map[key]*job.Tracked)}
 	for i := range carried {
-		t := &carried[i]
-		c.tracked = append(c.tracked, t)
-		c.byID[t.Row.ID] = t
+		c.track(&carried[i])
 	}
 	return c
 }
 
-// resume puts the messages that an earlier run took, but did not hand to the hub, back into their lanes.
-func (c *courier) resume(ctx workflow.Context) {
+// run serves each lane until ctx ends, beginning with the messages that an earlier run took and did not hand to the hub.
+func (c *courier) run(ctx workflow.Context) {
 	for _, t := range c.tracked {
 		if t.Message != nil && t.HandedAt.IsZero() && t.Row.Refused == "" {
-			c.enqueue(ctx, t)
+			c.enqueue(t)
 		}
+	}
+	for {
+		var fresh *lane
+		err := workflow.Await(ctx, func() bool {
+			i := slices.IndexFunc(c.lanes, func(l *lane) bool { return !l.served })
+			if i >= 0 {
+				fresh = c.lanes[i]
+			}
+			return i >= 0
+		})
+		if err != nil {
+			return
+		}
+		fresh.served = true
+		workflow.Go(ctx, func(ctx workflow.Context) { c.serve(ctx, fresh) })
 	}
 }
 
 // take starts to carry a message. A message that it knows already is none of its business any more.
 func (c *courier) take(ctx workflow.Context, m job.Message) {
-	if c.byID[m.ID] != nil {
+	if c.taken[key{m.From, m.ID}] {
 		return
 	}
 	t := &job.Tracked{Message: &m, Row: job.MessageRow{
@@ -67,28 +93,33 @@ func (c *courier) take(ctx workflow.Context, m job.Message) {
 	if u, err := job.DecodeUpdate(m.Body); m.Kind == job.KindUpdate && err == nil {
 		t.Row.Step, t.Row.Status = u.Step, u.Status
 	}
-	c.tracked = append(c.tracked, t)
-	c.byID[m.ID] = t
 	target, ok := m.Target()
+	t.Row.To = target
+	c.track(t)
 	if !ok {
 		c.refuse(ctx, t, job.ReasonDeviceNotFound, fmt.Sprintf("%q has no counterpart and the message names no target", m.From))
 		return
 	}
-	t.Row.To = target
-	c.enqueue(ctx, t)
+	c.enqueue(t)
 }
 
-// enqueue puts a message at the end of its target's lane.
-func (c *courier) enqueue(ctx workflow.Context, t *job.Tracked) {
+func (c *courier) track(t *job.Tracked) {
+	c.tracked = append(c.tracked, t)
+	c.taken[key{t.Row.From, t.Row.ID}] = true
+	c.sent[key{t.Row.To, t.Row.ID}] = t
+}
+
+// enqueue puts a message at the end of its target's lane, unless it waits there already.
+func (c *courier) enqueue(t *job.Tracked) {
 	for _, l := range c.lanes {
 		if l.target == t.Row.To {
-			l.queue = append(l.queue, t)
+			if !slices.Contains(l.queue, t) {
+				l.queue = append(l.queue, t)
+			}
 			return
 		}
 	}
-	l := &lane{target: t.Row.To, queue: []*job.Tracked{t}}
-	c.lanes = append(c.lanes, l)
-	workflow.Go(ctx, func(ctx workflow.Context) { c.serve(ctx, l) })
+	c.lanes = append(c.lanes, &lane{target: t.Row.To, queue: []*job.Tracked{t}})
 }
 
 // serve dispatches what a lane holds until ctx ends.
@@ -105,23 +136,39 @@ func (c *courier) serve(ctx workflow.Context, l *lane) {
 		c.flying--
 		if err != nil { // slow is no reason to drop a message: it stays at the head of its lane
 			workflow.GetLogger(ctx).Warn("dispatch ended without success", "target", l.target, "error", err)
-			l.queue = append(batch[:len(batch):len(batch)], l.queue...)
+			l.queue = append(wanted(batch), l.queue...)
+			if workflow.Sleep(ctx, dispatchPause) != nil { // whatever it is, it must not fill the history
+				return
+			}
 			continue
 		}
 		c.record(ctx, batch, out)
 	}
 }
 
+// wanted returns the messages that were not read while they were under way.
+func wanted(batch []*job.Tracked) []*job.Tracked {
+	var left []*job.Tracked
+	for _, t := range batch {
+		if t.Message != nil {
+			left = append(left, t)
+		}
+	}
+	return left
+}
+
 // next returns the messages at the head of a lane for which the hub has room.
 func (c *courier) next(ctx workflow.Context, l *lane) []*job.Tracked {
 	confirmed, others := c.inHub(ctx, l.target)
+	size := 0
 	for i, t := range l.queue {
+		size += t.Message.Size()
 		if t.Row.Kind.Confirmed() {
 			confirmed++
 		} else {
 			others++
 		}
-		if confirmed > c.window || others > othersInHub || i == batchSize {
+		if confirmed > c.window || others > othersInHub || i == batchSize || i > 0 && size > maxBatch {
 			return l.queue[:i]
 		}
 	}
@@ -185,7 +232,9 @@ func (c *courier) record(ctx workflow.Context, batch []*job.Tracked, out job.Dis
 	}
 	for _, t := range batch {
 		if r, no := refused[t.Row.ID]; no {
-			c.refuse(ctx, t, r.Reason, r.Description)
+			if t.Message != nil { // else it was read while it was sent again
+				c.refuse(ctx, t, r.Reason, r.Description)
+			}
 			continue
 		}
 		t.HandedAt = workflow.Now(ctx).UTC()
@@ -209,6 +258,14 @@ func accepted(known time.Time, r job.MessageRow) time.Time {
 func (c *courier) forget(t *job.Tracked) {
 	if t.Row.Refused != "" || !t.Row.Kind.Confirmed() || !t.Row.ReadAt.IsZero() {
 		t.Message = nil
+		c.unqueue(t)
+	}
+}
+
+// unqueue takes a message out of its lane: it waited there to be sent again, and was read meanwhile.
+func (c *courier) unqueue(t *job.Tracked) {
+	for _, l := range c.lanes {
+		l.queue = slices.DeleteFunc(l.queue, func(queued *job.Tracked) bool { return queued == t })
 	}
 }
 
@@ -234,8 +291,8 @@ func (c *courier) refuse(ctx workflow.Context, t *job.Tracked, reason job.Reason
 // feedback notes what the hub says of messages.
 func (c *courier) feedback(in job.Feedback) {
 	for _, f := range in.Records {
-		t := c.byID[f.MessageID]
-		if t == nil || t.Row.To != f.DeviceID {
+		t := c.sent[key{f.DeviceID, f.MessageID}]
+		if t == nil {
 			continue
 		}
 		t.Row.Outcome = f.Outcome
@@ -248,8 +305,8 @@ func (c *courier) feedback(in job.Feedback) {
 // read notes that a device's application has read messages.
 func (c *courier) read(reader string, r job.Receipt) {
 	for _, id := range r.MessageIDs {
-		t := c.byID[id]
-		if t == nil || t.Row.To != reader || !t.Row.ReadAt.IsZero() {
+		t := c.sent[key{reader, id}]
+		if t == nil || !t.Row.ReadAt.IsZero() {
 			continue
 		}
 		t.Row.ReadAt = r.ReadAt

@@ -56,16 +56,17 @@ type jobRun struct {
 	host    *host   // of the scheduler's device
 	reader  *reader // for the scheduler's device
 
-	sequence   int              // of the scheduler's next message
-	published  bool             // the job may be on the topic
-	ending     job.State        // how the solver's side ended; empty while it goes on
-	outcome    job.State        // how the job ends; empty while it is open
-	cancel     *job.CancelInput // a cancellation was asked for
-	cancelSent time.Time        // when the solver was told
-	native     bool             // the workflow itself was cancelled
-	waits      map[string]int   // message ID -> receipt timeouts that have passed without a receipt
-	checked    map[string]time.Time
-	shown      job.Snapshot // what the search attributes say
+	sequence    int              // of the scheduler's next message
+	published   bool             // the job may be on the topic
+	ending      job.State        // how the solver's side ended; empty while it goes on
+	outcome     job.State        // how the job ends; empty while it is open
+	cancel      *job.CancelInput // a cancellation was asked for
+	cancelSent  time.Time        // when the solver was told
+	native      bool             // the workflow itself was cancelled
+	negotiating int              // activities Negotiate under way
+	waits       map[string]int   // message ID -> receipt timeouts that have passed without a receipt
+	checked     map[string]time.Time
+	shown       job.Snapshot // what the search attributes say
 }
 
 func newJobRun(ctx workflow.Context, in job.JobInput) (*jobRun, error) {
@@ -94,7 +95,7 @@ func newJobRun(ctx workflow.Context, in job.JobInput) (*jobRun, error) {
 		checked:    make(map[string]time.Time),
 	}
 	for _, t := range r.courier.tracked {
-		r.order.seen[t.Row.ID] = true
+		r.order.seen[key{t.Row.From, t.Row.ID}] = true
 	}
 	r.host = &host{
 		session: job.Session{DeviceID: r.schedulerID(), WorkflowID: job.JobWorkflowID(in.Job.CorrelationID)},
@@ -261,7 +262,7 @@ func (r *jobRun) received(in job.Received) {
 
 // serve starts what carries messages, until ctx ends.
 func (r *jobRun) serve(ctx workflow.Context) {
-	r.courier.resume(ctx)
+	workflow.Go(ctx, r.courier.run)
 	workflow.Go(ctx, r.reader.run)
 	workflow.Go(ctx, r.watchReceipts)
 }

@@ -49,10 +49,13 @@ func (r *jobRun) left(ctx workflow.Context) time.Duration {
 }
 
 func (r *jobRun) negotiate(ctx workflow.Context) error {
+	r.negotiating++
+	defer func() { r.negotiating-- }()
 	ids := []string{r.schedulerID(), r.solverID()}
 	_, err := call(ctx, job.Negotiate, job.NegotiateInput{DeviceIDs: ids}, workflow.ActivityOptions{
 		TaskQueue:              job.TaskQueueRegistry,
 		ScheduleToCloseTimeout: r.left(ctx),
+		WaitForCancellation:    true, // else it could create what has just been deregistered
 		Summary:                "negotiate identities of the scheduler's and the solver's device",
 	})
 	return err
@@ -320,6 +323,7 @@ func (r *jobRun) close(ctx workflow.Context) {
 		}
 	}
 	r.host.disconnect(ctx)
+	_ = workflow.Await(ctx, func() bool { return r.negotiating == 0 }) // ctx does not end
 	_, err := call(ctx, job.Deregister, job.DeregisterInput{DeviceIDs: []string{r.schedulerID(), r.solverID()}},
 		workflow.ActivityOptions{
 			TaskQueue:              job.TaskQueueRegistry,

@@ -74,7 +74,7 @@ func (r *jobRun) check(ctx workflow.Context) {
 	}
 	for _, t := range late {
 		if r.open(t) && r.resendable(t) {
-			r.courier.enqueue(ctx, t)
+			r.courier.enqueue(t)
 		}
 	}
 }

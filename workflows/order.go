@@ -10,14 +10,14 @@ import (
 type order struct {
 	expected map[string]int // device ID -> sequence of its next message
 	held     []job.Message  // came before a message that precedes them
-	seen     map[string]bool
+	seen     map[key]bool
 }
 
 func newOrder(expected map[string]int, held []job.Message) *order {
 	if expected == nil {
 		expected = make(map[string]int)
 	}
-	o := &order{expected: expected, seen: make(map[string]bool)}
+	o := &order{expected: expected, seen: make(map[key]bool)}
 	for _, m := range held {
 		o.hold(m)
 	}
@@ -27,13 +27,13 @@ func newOrder(expected map[string]int, held []job.Message) *order {
 // admit takes a message as it came and returns those that are now in order. A repeat returns nothing. A message without
 // a sequence is in order at once.
 func (o *order) admit(m job.Message) []job.Message {
-	if o.seen[m.ID] {
+	if o.seen[key{m.From, m.ID}] {
 		return nil
 	}
 	next := o.next(m.From)
 	switch {
 	case m.Sequence == 0:
-		o.seen[m.ID] = true
+		o.seen[key{m.From, m.ID}] = true
 		return []job.Message{m}
 	case m.Sequence < next:
 		return nil
@@ -50,7 +50,7 @@ func (o *order) next(from string) int {
 }
 
 func (o *order) hold(m job.Message) {
-	o.seen[m.ID] = true
+	o.seen[key{m.From, m.ID}] = true
 	o.held = append(o.held, m)
 	sort.SliceStable(o.held, func(i, j int) bool { return o.held[i].Sequence < o.held[j].Sequence })
 }

@@ -54,6 +54,7 @@ func tracked(rows []job.MessageRow) []job.Tracked {
 // run takes messages until none has come for the idle time and none is under way.
 func (r *relayRun) run(ctx workflow.Context) (job.RelayResult, error) {
 	workflow.Go(ctx, r.receive)
+	workflow.Go(ctx, r.courier.run)
 	for {
 		before := r.taken
 		over := await(ctx, r.in.Idle, "end when the pair is idle", func() bool {

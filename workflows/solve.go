@@ -207,7 +207,8 @@ func (s *solveRun) run(ctx workflow.Context, index int) (job.Status, string, err
 
 func (s *solveRun) attempt(ctx workflow.Context, index, attempt int) (job.RunStepOutput, error) {
 	in := job.RunStepInput{
-		Session: s.host.session, Job: s.in.Job, Index: index, Sequence: s.sequence, Attempt: attempt,
+		Session: s.host.session, JobID: s.in.Job.CorrelationID, JobName: s.in.Job.Name,
+		Step: s.in.Job.Steps[index], Index: index, Sequence: s.sequence, Attempt: attempt,
 		Time: -1, Timeout: s.in.Options.StepTimeout,
 	}
 	if t := s.in.Options.StepTime; t != nil {
@@ -222,7 +223,7 @@ func (s *solveRun) attempt(ctx workflow.Context, index, attempt int) (job.RunSte
 			ScheduleToStartTimeout: scheduleToStartOnHost,
 			StartToCloseTimeout:    s.stepLimit() + reportSlack,
 			ScheduleToCloseTimeout: s.left(ctx) + s.stepLimit() + reportSlack,
-			HeartbeatTimeout:       heartbeat,
+			HeartbeatTimeout:       stepHeartbeat,
 			WaitForCancellation:    true,
 			Summary:                fmt.Sprintf("step %d of %d: %s", index+1, len(s.in.Job.Steps), s.in.Job.Steps[index]),
 		})

@@ -15,8 +15,9 @@ import (
 	"github.com/hubjobs/hubjobs/job"
 )
 
-// Environment variables that a step's executable finds set. A step may be run again with a higher attempt after a
-// failure or a crash of its solver; together they are the key by which it can make itself idempotent.
+// Environment variables that a step's executable finds set. A step is run again with a higher attempt after a failure,
+// and with the same one when its solver was lost before it ended; so job and index are the key by which a step can make
+// itself idempotent.
 const (
 	EnvJobID   = "HUBJOBS_JOB_ID"
 	EnvStep    = "HUBJOBS_STEP"
@@ -72,7 +73,7 @@ func (e *Exec) Check(steps []string) (step, reason string) {
 // Run runs the step's executable until it ends, or kills it with all its children when ctx ends; then it returns the
 // context's cause, and what the step printed until then.
 func (e *Exec) Run(ctx context.Context, in job.RunStepInput) (job.RunStepOutput, error) {
-	path, err := e.find(in.Job.Steps[in.Index])
+	path, err := e.find(in.Step)
 	if err != nil {
 		return job.RunStepOutput{Status: job.StatusFailed, Reason: err.Error()}, nil
 	}
@@ -120,7 +121,6 @@ func command(ctx context.Context, path, work string, in job.RunStepInput) *exec.
 	cmd.Dir = work
 	cmd.Env = environment(work, in)
 	cmd.WaitDelay = outputGrace
-	ownGroup(cmd)
 	cmd.Cancel = func() error { return killGroup(cmd) }
 	return cmd
 }
@@ -129,8 +129,8 @@ func environment(work string, in job.RunStepInput) []string {
 	env := []string{
 		"HOME=" + work,
 		"TMPDIR=" + work,
-		EnvJobID + "=" + in.Job.CorrelationID,
-		EnvStep + "=" + in.Job.Steps[in.Index],
+		EnvJobID + "=" + in.JobID,
+		EnvStep + "=" + in.Step,
 		EnvIndex + "=" + strconv.Itoa(in.Index),
 		EnvAttempt + "=" + strconv.Itoa(in.Attempt),
 	}
@@ -145,7 +145,7 @@ func environment(work string, in job.RunStepInput) []string {
 func run(ctx context.Context, cmd *exec.Cmd) (job.RunStepOutput, error) {
 	var printed tail
 	cmd.Stdout, cmd.Stderr = &printed, &printed
-	err := cmd.Run()
+	err := start(cmd)
 	if cmd.Process != nil {
 		// Children that the step left behind go with it. None is the usual case, and then this is an error to ignore.
 		_ = killGroup(cmd)

@@ -29,7 +29,9 @@ func newExec(t *testing.T) *Exec {
 
 func step(jobID, name string) job.RunStepInput {
 	return job.RunStepInput{
-		Job:     job.Job{Name: "Job 1", CorrelationID: jobID, Steps: []string{"before", name}},
+		JobID:   jobID,
+		JobName: "Job 1",
+		Step:    name,
 		Index:   1,
 		Attempt: 3,
 	}

@@ -13,7 +13,7 @@ var inherited = []string{"PATH", "PATHEXT", "SystemRoot", "SystemDrive", "ComSpe
 
 func executable(fs.FileInfo) bool { return true }
 
-// ownGroup does nothing: without process groups only the step's own process can be killed.
-func ownGroup(*exec.Cmd) {}
+// start runs the process. Without process groups only the step's own process can be killed.
+func start(cmd *exec.Cmd) error { return cmd.Run() }
 
 func killGroup(cmd *exec.Cmd) error { return cmd.Process.Kill() }

@@ -28,7 +28,7 @@ import (
 
 const apiKey = "the-key"
 
-// pipeline is a hub of its own with the three roles, on the tests' one Temporal server.
+// pipeline is a hub of its own with roles, on the tests' one Temporal server.
 type pipeline struct {
 	hub     *emulator.Emulator
 	roots   *x509.CertPool
@@ -37,27 +37,63 @@ type pipeline struct {
 	client  client.Client
 }
 
-// startPipeline starts one. Its workers take from the task queues of the one server whatever is there, so tests with a
-// pipeline don't run side by side.
+// startPipeline starts one with all three roles.
 func startPipeline(t *testing.T, runner activities.StepRunner) *pipeline {
+	t.Helper()
+	p := startHub(t)
+	p.startManager(t)
+	p.startScheduler(t)
+	p.startSolver(t, runner, p.hub.MQTTSAddr())
+	return p
+}
+
+// startHub starts one without roles. Its workers take from the task queues of the one server whatever is there, so tests
+// with a pipeline don't run side by side.
+func startHub(t *testing.T) *pipeline {
 	t.Helper()
 	p := &pipeline{hub: emulatortest.Start(t), client: dial(t), roots: x509.NewCertPool()}
 	p.roots.AppendCertsFromPEM(p.hub.CAPEM())
 	p.bus = servicebus.Config{ConnectionString: p.hub.ServiceBusConnectionString(), Logger: logger(t)}
-	options := client.Options{HostPort: server.Address()}
-	p.manager = launch(t, func(ctx context.Context, ready func(string)) error {
-		return manager.Run(ctx, manager.Settings{
-			Temporal: options, Hub: p.hubConfig(t), ServiceBus: p.bus, APIKey: apiKey, Logger: logger(t), Ready: ready})
-	})
-	h := host.Settings{ManagerURL: "http://" + p.manager.httpAddr, APIKey: apiKey, MQTTAddr: p.hub.MQTTSAddr(), RootCAs: p.roots}
-	launch(t, func(ctx context.Context, ready func(string)) error {
-		return scheduler.Run(ctx, scheduler.Settings{Temporal: options, Host: h, Logger: logger(t), Ready: ready})
-	})
-	launch(t, func(ctx context.Context, ready func(string)) error {
-		return solver.Run(ctx, solver.Settings{
-			Temporal: options, Host: h, Steps: runner, ServiceBus: &p.bus, Logger: logger(t), Ready: ready})
-	})
 	return p
+}
+
+func temporalOptions() client.Options { return client.Options{HostPort: server.Address()} }
+
+// startManager starts a manager, where the last one listened if there was one.
+func (p *pipeline) startManager(t *testing.T) *running {
+	t.Helper()
+	addr := ""
+	if p.manager != nil {
+		addr = p.manager.httpAddr
+	}
+	p.manager = launch(t, func(ctx context.Context, ready func(string)) error {
+		return manager.Run(ctx, manager.Settings{Temporal: temporalOptions(), Hub: p.hubConfig(t), ServiceBus: p.bus,
+			APIKey: apiKey, HTTPAddr: addr, Logger: logger(t), Ready: ready})
+	})
+	return p.manager
+}
+
+// startScheduler starts a scheduler. It has always the same name, so that nobody has to find out first that the last one
+// is gone.
+func (p *pipeline) startScheduler(t *testing.T) *running {
+	t.Helper()
+	return launch(t, func(ctx context.Context, ready func(string)) error {
+		return scheduler.Run(ctx, scheduler.Settings{
+			Temporal: temporalOptions(), Host: p.host(p.hub.MQTTSAddr()), Logger: logger(t), Ready: ready})
+	})
+}
+
+// startSolver starts a solver, always of the same name, whose devices connect to an address of the hub.
+func (p *pipeline) startSolver(t *testing.T, runner activities.StepRunner, mqttAddr string) *running {
+	t.Helper()
+	return launch(t, func(ctx context.Context, ready func(string)) error {
+		return solver.Run(ctx, solver.Settings{
+			Temporal: temporalOptions(), Host: p.host(mqttAddr), Steps: runner, ServiceBus: &p.bus, Logger: logger(t), Ready: ready})
+	})
+}
+
+func (p *pipeline) host(mqttAddr string) host.Settings {
+	return host.Settings{Name: "host", ManagerURL: "http://" + p.manager.httpAddr, APIKey: apiKey, MQTTAddr: mqttAddr, RootCAs: p.roots}
 }
 
 func (p *pipeline) hubConfig(t *testing.T) iothub.Config {
@@ -74,27 +110,47 @@ func logger(t *testing.T) *slog.Logger {
 // run runs a job to its end.
 func (p *pipeline) run(t *testing.T, id string, names ...string) job.Result {
 	t.Helper()
+	p.start(t, id, job.Options{}, names...)
+	return p.result(t, id)
+}
+
+// start starts a job.
+func (p *pipeline) start(t *testing.T, id string, o job.Options, names ...string) {
+	t.Helper()
 	j, err := job.New(id, "", names)
 	if err != nil {
 		t.Fatal(err)
 	}
+	_, err = p.client.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: id, TaskQueue: job.TaskQueueJobs},
+		job.WorkflowJob, job.JobInput{Job: j, Options: o})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// result waits for the end of a job.
+func (p *pipeline) result(t *testing.T, id string) job.Result {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	run, err := p.client.ExecuteWorkflow(ctx, client.StartWorkflowOptions{ID: id, TaskQueue: job.TaskQueueJobs},
-		job.WorkflowJob, job.JobInput{Job: j})
+	var result job.Result
+	if err := p.client.GetWorkflow(ctx, id, "").Get(ctx, &result); err != nil {
+		t.Logf("the job ended with %v", err)
+		return p.status(t, id)
+	}
+	return result
+}
+
+// status asks for the state of a job.
+func (p *pipeline) status(t *testing.T, id string) job.Result {
+	t.Helper()
+	value, err := p.client.QueryWorkflow(t.Context(), id, "", job.QueryStatus)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var result job.Result
-	if err := run.Get(ctx, &result); err != nil {
-		t.Logf("the job ended with %v", err)
-		value, err := p.client.QueryWorkflow(ctx, id, "", job.QueryStatus)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := value.Get(&result); err != nil {
-			t.Fatal(err)
-		}
+	if err := value.Get(&result); err != nil {
+		t.Fatal(err)
 	}
 	return result
 }
@@ -190,6 +246,7 @@ func TestMessagesWithoutAJob(t *testing.T) {
 	}{
 		{us, job.Message{ID: "to-us", Body: job.Body("hello")}},
 		{us, job.Message{ID: "no-update", Kind: job.KindUpdate, Body: job.Body("hello")}},
+		{us, job.Message{ID: "to-no-device", To: "no such/device", Body: job.Body("hello")}},
 		{them, job.Message{ID: "to-nobody", Body: job.Body("hello"), Properties: map[string]string{"own": "kept"}}},
 		{thermostat, job.Message{ID: "too-hot", Body: job.Body("451")}},
 	} {
@@ -205,9 +262,10 @@ func TestMessagesWithoutAJob(t *testing.T) {
 	case <-time.After(patience):
 		t.Error("nothing was received")
 	}
-	dead := p.deadLetters(t, 3)
+	dead := p.deadLetters(t, 4)
 	for id, reason := range map[string]job.Reason{
-		"no-update": job.ReasonInvalidMessage, "to-nobody": job.ReasonDeviceNotFound, "too-hot": job.ReasonDeviceIDNotFound,
+		"to-no-device": job.ReasonDeviceNotFound,
+		"no-update":    job.ReasonInvalidMessage, "to-nobody": job.ReasonDeviceNotFound, "too-hot": job.ReasonDeviceIDNotFound,
 	} {
 		d := dead[id]
 		if d == nil || d.DeadLetterReason != string(reason) || d.DeadLetterDescription == "" {

@@ -29,7 +29,7 @@ import (
 	"github.com/hubjobs/hubjobs/workers/solver"
 )
 
-const patience = time.Minute
+const patience = 2 * time.Minute
 
 // server is the one Temporal server of all tests.
 var server *temporal.Server
@@ -109,6 +109,15 @@ func launch(t *testing.T, role func(ctx context.Context, ready func(string)) err
 		t.Fatal("the role was not ready in time")
 	}
 	return r
+}
+
+// end stops a role and waits until it has stopped.
+func (r *running) end(t *testing.T) {
+	t.Helper()
+	r.stop()
+	if err := <-r.ended; err != nil {
+		t.Errorf("stopped with %v", err)
+	}
 }
 
 // request makes an HTTP request over a connection of its own, with an API key if one is given.
@@ -217,10 +226,7 @@ func TestSchedulerRole(t *testing.T) {
 	for _, queue := range []string{job.TaskQueueScheduler, job.HostTaskQueue(job.RoleScheduler, "h1")} {
 		awaitPoller(t, c, queue, "scheduler/h1@")
 	}
-	r.stop()
-	if err := <-r.ended; err != nil {
-		t.Errorf("stopped with %v", err)
-	}
+	r.end(t)
 }
 
 // awaitPoller waits until a worker whose identity begins like that polls the queue for activities.
@@ -281,8 +287,5 @@ func TestManagerRole(t *testing.T) {
 	for _, queue := range []string{job.TaskQueueJobs, job.TaskQueueRegistry, job.TaskQueueDispatch} {
 		awaitPoller(t, c, queue, "manager@")
 	}
-	r.stop()
-	if err := <-r.ended; err != nil {
-		t.Errorf("stopped with %v", err)
-	}
+	r.end(t)
 }

@@ -41,9 +41,9 @@ type Counter interface {
 }
 
 const (
-	// maxSignal is how many bytes of messages travel in one signal. As JSON they may take twice that, and Temporal takes
-	// 2 MB in one payload.
-	maxSignal = 512 << 10
+	// maxSignal is how many bytes of messages travel in one signal. Temporal takes 2 MB in one payload, and JSON writes a
+	// byte of a text with up to six: a zero as \u0000, a "<" as \u003c.
+	maxSignal = 256 << 10
 
 	// parallel is how many workflows of a batch are signalled at the same time.
 	parallel = 8
@@ -188,9 +188,13 @@ func (r *Router) check(d *Delivery) (pair string, refused *refusal) {
 	if !ok {
 		return "", &refusal{job.ReasonDeviceIDNotFound, fmt.Sprintf("the sender's device ID %q is not <role>::<job>", d.DeviceID)}
 	}
-	if _, ok := m.Target(); !ok {
+	target, ok := m.Target()
+	if !ok {
 		return "", &refusal{job.ReasonDeviceNotFound,
 			fmt.Sprintf("%q has no counterpart, and the message names no target in %q", d.DeviceID, job.PropertyToDevice)}
+	}
+	if err := job.ValidateDeviceID(target); err != nil {
+		return "", &refusal{job.ReasonDeviceNotFound, fmt.Sprintf("the target in %q: %v", job.PropertyToDevice, err)}
 	}
 	checked, err := m.Check()
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 
 	"go.temporal.io/api/serviceerror"
 	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/converter"
 	"go.uber.org/goleak"
 
 	"github.com/hubjobs/hubjobs/job"
@@ -189,6 +190,8 @@ func TestRoute(t *testing.T) {
 		"as large as can be": {device: solver, want: "completed",
 			change: func(m *job.Message) { fill(m, solver, 0) }},
 
+		"no name that a target can have": {device: solver, want: "DeviceNotFound", say: `"no such/device"`,
+			change: func(m *job.Message) { m.To = "no such/device" }},
 		"not from the hub": {device: "", want: "DeviceIdNotFound", say: "device ID"},
 		"claims a sender, but is not from the hub": {device: "", want: "DeviceIdNotFound",
 			change: func(m *job.Message) { m.From = solver }},
@@ -281,13 +284,19 @@ func TestRouteSplitsWhatIsTooMuchForOneSignal(t *testing.T) {
 	var batch []Delivery
 	for i := range int64(20) {
 		d := delivery(solver, fmt.Sprint(i), i)
-		d.Message.Body = job.Body(strings.Repeat("x", 60<<10))
+		d.Message.Body = job.Body(strings.Repeat("\x00", 60<<10)) // JSON needs the most for them
 		batch = append(batch, d)
 	}
 	r.Handle(t.Context(), batch)
 	got := temporal.ids("job-1")
-	if len(got) != 3 || len(got[0]) != 8 {
+	if len(got) != 5 || len(got[0]) != 4 {
 		t.Errorf("sent %d signals: %v", len(got), got)
+	}
+	for _, signal := range temporal.signals["job-1"] {
+		payload, err := converter.GetDefaultDataConverter().ToPayload(signal)
+		if size := len(payload.GetData()); err != nil || size > 2<<20 { // "limit.blobSize.error" of a Temporal server
+			t.Errorf("a payload of %d bytes, %v", size, err)
+		}
 	}
 	if all := slices.Concat(got...); len(all) != 20 || !slices.IsSortedFunc(batch, func(a, b Delivery) int {
 		return slices.Index(all, a.Message.ID) - slices.Index(all, b.Message.ID)

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/hubjobs/hubjobs/activities"
 	"github.com/hubjobs/hubjobs/activities/steps"
 	"github.com/hubjobs/hubjobs/infra/emulator"
 	"github.com/hubjobs/hubjobs/infra/local/internal/boot"
@@ -55,9 +56,10 @@ type Addresses struct {
 // Options are the settings of a pipeline. Nil and zero values mean the defaults.
 type Options struct {
 	Addresses Addresses
-	StepTime  time.Duration // default DefaultStepTime; a job may bring its own
-	LogLevel  zapcore.Level // of the log file; default zapcore.InfoLevel, which is its zero value
-	Progress  io.Writer     // gets a line for each part that starts; default io.Discard
+	Steps     activities.StepRunner // of the solver; default steps.Simulate with StepTime
+	StepTime  time.Duration         // of a simulated step; default DefaultStepTime; a job may bring its own
+	LogLevel  zapcore.Level         // of the log file; default zapcore.InfoLevel, which is its zero value
+	Progress  io.Writer             // gets a line for each part that starts; default io.Discard
 }
 
 // Pipeline is a running pipeline.
@@ -185,9 +187,13 @@ func (o *Options) withDefaults() Options {
 		if o.StepTime > 0 {
 			d.StepTime = o.StepTime
 		}
+		d.Steps = o.Steps
 		if o.Progress != nil {
 			d.Progress = o.Progress
 		}
+	}
+	if d.Steps == nil {
+		d.Steps = steps.Simulate{StepTime: d.StepTime}
 	}
 	for _, addr := range []*string{
 		&d.Addresses.Temporal, &d.Addresses.UI, &d.Addresses.AMQPS, &d.Addresses.AMQP, &d.Addresses.MQTTS,

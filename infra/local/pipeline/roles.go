@@ -10,7 +10,6 @@ import (
 	"go.temporal.io/sdk/client"
 	"go.uber.org/zap/exp/zapslog"
 
-	"github.com/hubjobs/hubjobs/activities/steps"
 	"github.com/hubjobs/hubjobs/azure/iothub"
 	"github.com/hubjobs/hubjobs/azure/servicebus"
 	"github.com/hubjobs/hubjobs/infra/local/internal/boot"
@@ -108,7 +107,7 @@ func (p *Pipeline) solverPart() boot.Part {
 		return solver.Run(ctx, solver.Settings{
 			Temporal:   p.client(),
 			Host:       p.host(),
-			Steps:      steps.Simulate{StepTime: p.opts.StepTime},
+			Steps:      p.opts.Steps,
 			ServiceBus: &servicebus.Config{ConnectionString: p.hub.ServiceBusConnectionString(), Logger: log},
 			HTTPAddr:   p.opts.Addresses.Solver,
 			Logger:     log,

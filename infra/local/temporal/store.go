@@ -55,9 +55,11 @@ func storeConfig(opts Options) *config.SQL {
 		ConnectAttributes: map[string]string{
 			"mode":         "rwc",
 			"journal_mode": "wal",
-			// Every commit is on the disk when the server acknowledges it, so neither a killed process nor a power
-			// cut loses what a client was told (SQLite docs: PRAGMA synchronous).
-			"synchronous": "full",
+			// In WAL mode a killed process loses nothing of what the server acknowledged. A power cut may lose the last
+			// moments, though not the database (SQLite docs: PRAGMA synchronous). "full" would keep those as well, but
+			// then each commit waits for the disk, and where that is busy for long the server's transactions run out of
+			// their time.
+			"synchronous": "normal",
 		},
 	}
 }

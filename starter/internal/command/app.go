@@ -6,10 +6,10 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/hubjobs/hubjobs/starter/internal/settings"
+	"github.com/hubjobs/hubjobs/azure/envfile"
 )
 
-const description = `Settings come from flags, else from the environment, else from an env file: --env-file, or ` + settings.DefaultFile + `
+const description = `Settings come from flags, else from the environment, else from an env file: --env-file, or ` + envfile.Default + `
 when it exists, so that in the folder of a local run ("go run ./infra/local up") nothing needs to be set.
 The connection to Temporal also follows Temporal's own settings: TEMPORAL_* variables and temporal.toml.
 Connection strings of the hub are never flags: IOTHUB_CONNECTION_STRING and EVENTHUB_CONNECTION_STRING.

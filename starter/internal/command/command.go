@@ -13,9 +13,9 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/hubjobs/hubjobs/azure/envfile"
 	"github.com/hubjobs/hubjobs/job"
 	"github.com/hubjobs/hubjobs/starter/internal/session"
-	"github.com/hubjobs/hubjobs/starter/internal/settings"
 )
 
 // Process is what a run of the program has from the world outside.
@@ -65,12 +65,12 @@ func Run(ctx context.Context, p Process) int {
 // program is one run.
 type program struct {
 	Process
-	settings *settings.Settings // set by parse
-	action   func() error       // of the command that was named; set by parse, nil when help was all that was asked for
+	settings *envfile.Settings // set by parse
+	action   func() error      // of the command that was named; set by parse, nil when help was all that was asked for
 
 	connect      func(ctx context.Context, o connection) (service, error)
-	openRegistry func(s *settings.Settings) (registry, error)
-	openEvents   func(s *settings.Settings, logger *slog.Logger) (events, error)
+	openRegistry func(s *envfile.Settings) (registry, error)
+	openEvents   func(s *envfile.Settings, logger *slog.Logger) (events, error)
 }
 
 func newProgram(p Process) *program {

@@ -17,10 +17,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hubjobs/hubjobs/azure/envfile"
 	"github.com/hubjobs/hubjobs/azure/eventhubs"
 	"github.com/hubjobs/hubjobs/azure/iothub"
 	"github.com/hubjobs/hubjobs/job"
-	"github.com/hubjobs/hubjobs/starter/internal/settings"
 	"github.com/hubjobs/hubjobs/starter/jobs"
 )
 
@@ -173,8 +173,8 @@ func (c *command) run(t *testing.T, args ...string) output {
 		c.conn = o
 		return c.service, nil
 	}
-	p.openRegistry = func(*settings.Settings) (registry, error) { return c.hub, nil }
-	p.openEvents = func(*settings.Settings, *slog.Logger) (events, error) { return c.hub, nil }
+	p.openRegistry = func(*envfile.Settings) (registry, error) { return c.hub, nil }
+	p.openEvents = func(*envfile.Settings, *slog.Logger) (events, error) { return c.hub, nil }
 	code := p.main(t.Context())
 	return output{code, stdout.String(), stderr.String()}
 }
@@ -729,8 +729,8 @@ func TestBrokenOutput(t *testing.T) {
 		p := newProgram(Process{Args: append([]string{"starter"}, args...), Stdout: shut{}, Stderr: &stderr, Environ: []string{noConfigFile}})
 		p.connect = func(context.Context, connection) (service, error) { return &fakeService{}, nil }
 		hub := &fakeHub{messages: make([]eventhubs.DeviceMessage, 1)}
-		p.openRegistry = func(*settings.Settings) (registry, error) { return hub, nil }
-		p.openEvents = func(*settings.Settings, *slog.Logger) (events, error) { return hub, nil }
+		p.openRegistry = func(*envfile.Settings) (registry, error) { return hub, nil }
+		p.openEvents = func(*envfile.Settings, *slog.Logger) (events, error) { return hub, nil }
 		if code := p.main(t.Context()); code != ExitError || !strings.Contains(stderr.String(), "broken pipe") {
 			t.Errorf("%v: code %d, %q", args, code, stderr.String())
 		}

@@ -17,9 +17,9 @@ import (
 	"go.temporal.io/sdk/contrib/envconfig"
 	"go.temporal.io/sdk/log"
 
+	"github.com/hubjobs/hubjobs/azure/envfile"
 	"github.com/hubjobs/hubjobs/job"
 	"github.com/hubjobs/hubjobs/starter/internal/session"
-	"github.com/hubjobs/hubjobs/starter/internal/settings"
 	"github.com/hubjobs/hubjobs/starter/jobs"
 )
 
@@ -85,7 +85,7 @@ func (p *program) connection(c *cli.Context) (connection, error) {
 	return connection{options: options, timeout: timeout, verbose: c.Bool("verbose")}, nil
 }
 
-func clientOptionsRequest(s *settings.Settings) envconfig.LoadClientOptionsRequest {
+func clientOptionsRequest(s *envfile.Settings) envconfig.LoadClientOptionsRequest {
 	return envconfig.LoadClientOptionsRequest{EnvLookup: s}
 }
 

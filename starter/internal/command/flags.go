@@ -7,7 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/hubjobs/hubjobs/starter/internal/settings"
+	"github.com/hubjobs/hubjobs/azure/envfile"
 )
 
 const (
@@ -19,7 +19,7 @@ const (
 func commonFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: outputText, Usage: "`FORM` of the output: text or json (one object a line)"},
-		&cli.StringFlag{Name: "env-file", Usage: "read settings from `FILE`, lines of NAME=VALUE", DefaultText: settings.DefaultFile + " if it exists"},
+		&cli.StringFlag{Name: "env-file", Usage: "read settings from `FILE`, lines of NAME=VALUE", DefaultText: envfile.Default + " if it exists"},
 		&cli.BoolFlag{Name: "verbose", Usage: "let the Temporal SDK log to the error output, and say why a connection failed"},
 	}
 }
@@ -82,14 +82,7 @@ func mention(flags []cli.Flag, variables map[string]string) {
 
 // configure loads the settings and gives each flag that wasn't set its variable's value.
 func (p *program) configure(c *cli.Context, variables map[string]string) error {
-	environment, err := settings.Load(p.Environ, "")
-	file := c.String("env-file")
-	if file == "" && err == nil {
-		file = environment.Get(variables["env-file"])
-	}
-	if file != "" {
-		environment, err = settings.Load(p.Environ, file)
-	}
+	environment, err := envfile.Load(p.Environ, c.String("env-file"))
 	if err != nil {
 		return err
 	}

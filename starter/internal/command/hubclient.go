@@ -7,9 +7,9 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/hubjobs/hubjobs/azure/credential"
+	"github.com/hubjobs/hubjobs/azure/envfile"
 	"github.com/hubjobs/hubjobs/azure/eventhubs"
 	"github.com/hubjobs/hubjobs/azure/iothub"
-	"github.com/hubjobs/hubjobs/starter/internal/settings"
 )
 
 // Settings of the hub commands. An emulator writes them all into its env file.
@@ -26,7 +26,7 @@ func missing(variable string) error {
 	return fmt.Errorf(`%s is not set: run a local hub with "go run ./infra/local up", or set it in the environment or in an env file`, variable)
 }
 
-func openRegistry(s *settings.Settings) (registry, error) {
+func openRegistry(s *envfile.Settings) (registry, error) {
 	connectionString := s.Get(variableHub)
 	if connectionString == "" {
 		return nil, missing(variableHub)
@@ -41,7 +41,7 @@ func openRegistry(s *settings.Settings) (registry, error) {
 	})
 }
 
-func openEvents(s *settings.Settings, logger *slog.Logger) (events, error) {
+func openEvents(s *envfile.Settings, logger *slog.Logger) (events, error) {
 	connectionString := s.Get(variableEvents)
 	if connectionString == "" {
 		return nil, missing(variableEvents)

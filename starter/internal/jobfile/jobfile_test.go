@@ -128,7 +128,7 @@ func TestJob(t *testing.T) {
 		{name: "no list of steps", text: "name: N\n", want: "job.yaml: invalid: a job needs at least one step"},
 		{name: "an empty step", text: "steps:\n  - a\n  - ''\n", want: "job.yaml:3: invalid: step 2 is empty: give it a name"},
 		{name: "a long step", text: "steps:\n\n  - a\n  - b\n  - " + long + "\n", want: "job.yaml:5: invalid: step 3 is 10000 characters long, the limit is 256"},
-		{name: "too many steps", text: many, want: "job.yaml:3: invalid: a job has at most 2000 steps, this one has 2002"},
+		{name: "too many steps", text: many, want: fmt.Sprintf("job.yaml:3: invalid: a job has at most %d steps, this one has %d", job.MaxSteps, job.MaxSteps+2)},
 		{name: "a long name", text: "steps: [a]\nname: " + long + "\n", want: "job.yaml:2: invalid: job name is 10000 characters long, the limit is 256"},
 		{name: "a long name given", text: "steps: [a]\n", givenName: long, want: "invalid: job name is 10000 characters long, the limit is 256"},
 		{name: "a long step given", text: "steps: [a]\n", givenSteps: []string{long}, want: "invalid: step 1 is 10000 characters long, the limit is 256"},

@@ -36,8 +36,11 @@ func (r *run) detach(sig os.Signal) error {
 		return err
 	}
 	text := "Detached: the job goes on."
-	if r.recorded {
+	switch {
+	case r.recorded:
 		text = "Detached: the job goes on being cancelled."
+	case r.cancelling:
+		text = "Detached: the job was asked to stop, but nobody has confirmed that yet."
 	}
 	if err := r.Printer.Say("detached", text+" Attach again with: starter attach "+r.JobID); err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -362,6 +363,16 @@ func TestCancelWithoutAQuestion(t *testing.T) {
 		}
 		p.pipeline.end(job.StateCancelled)
 		p.endsWell(job.StateCancelled)
+	})
+	at(t, "nobody has recorded it yet", func(_ *testing.T, p *person) {
+		p.session.Sure = true
+		p.pipeline.refuse = slices.Repeat([]error{away}, 100)
+		p.follow().signal(os.Interrupt)
+		p.signal(os.Interrupt)
+		if err := p.end(); !errors.As(err, new(*session.DetachedError)) {
+			p.t.Errorf("ended with %v", err)
+		}
+		p.sees("Detached: the job was asked to stop, but nobody has confirmed that yet. Attach again with: starter attach job-1")
 	})
 	at(t, "the job had ended", func(_ *testing.T, p *person) {
 		p.session.Sure = true

@@ -100,7 +100,7 @@ func (d *demo) run(c *cli.Context) (err error) {
 	defer func() { err = errors.Join(err, dir.Close()) }()
 	ctx, cancel := context.WithTimeoutCause(c.Context, d.timeout, errTimeout)
 	defer cancel()
-	running, err := startPipeline(ctx, c, dir, d.progress)
+	running, err := startPipeline(ctx, c, dir, d.progress, nil)
 	if err != nil {
 		return err
 	}

@@ -32,12 +32,13 @@ func writeNextSteps(w io.Writer, running *pipeline.Pipeline, dir *datadir.Dir, e
 	}
 	flag := envFileFlag(shortest(running.EnvFile()))
 	fmt.Fprint(w, "\nNext, in another terminal:\n\n")
+	list, help := "list"+flag, "--help"
 	for _, step := range [][2]string{
 		{"run" + flag, "start a job and follow it"},
-		{"list" + flag, "list all jobs"},
-		{"--help", "see what else there is"},
+		{list, "list all jobs"},
+		{help, "see what else there is"},
 	} {
-		fmt.Fprintf(w, "  go run ./starter %-*s %s\n", len("list"+flag)+2, step[0], step[1])
+		fmt.Fprintf(w, "  go run ./starter %-*s  %s\n", max(len(list), len(help)), step[0], step[1])
 	}
 	fmt.Fprintf(w, "\n%s\n", end)
 }

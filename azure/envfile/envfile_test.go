@@ -1,4 +1,4 @@
-package settings_test
+package envfile_test
 
 import (
 	"os"
@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/hubjobs/hubjobs/starter/internal/settings"
+	"github.com/hubjobs/hubjobs/azure/envfile"
 )
 
 func write(t *testing.T, text string) string {
@@ -34,7 +34,7 @@ TWICE=first
 TWICE=second
 `
 	environ := []string{"TEMPORAL_ADDRESS=temporal:7233", "TEMPORAL_NAMESPACE=", "HOME=/home/ann", "=C:=odd"}
-	s, err := settings.Load(environ, write(t, file))
+	s, err := envfile.Load(environ, write(t, file))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func TestLoadErrors(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			_, err := settings.Load(nil, write(t, test.text))
+			_, err := envfile.Load(nil, write(t, test.text))
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Fatalf("got %v, want %q", err, test.want)
 			}
@@ -86,10 +86,39 @@ func TestLoadErrors(t *testing.T) {
 
 func TestLoadMissingFile(t *testing.T) {
 	t.Parallel()
-	if _, err := settings.Load(nil, filepath.Join(t.TempDir(), "absent.env")); err == nil {
+	if _, err := envfile.Load(nil, filepath.Join(t.TempDir(), "absent.env")); err == nil {
 		t.Error("a file that was named and is missing is no error")
 	}
-	if _, err := settings.Load([]string{"A=1"}, ""); err != nil {
+	if _, err := envfile.Load([]string{"A=1"}, ""); err != nil {
 		t.Errorf("the default file is missing: %v", err)
+	}
+}
+
+func TestWhichFile(t *testing.T) {
+	t.Parallel()
+	named, other := write(t, "A=named\n"+envfile.Variable+"=nowhere.env\n"), write(t, "A=other\n")
+	for _, test := range []struct {
+		name, file, variable, want string
+	}{
+		{"named", named, other, named},
+		{"of the environment", "", other, other},
+		{"a file can't name another", named, "", named},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			s, err := envfile.Load([]string{envfile.Variable + "=" + test.variable}, test.file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s.File() != test.want {
+				t.Errorf("read %q, want %q", s.File(), test.want)
+			}
+		})
+	}
+	if _, err := envfile.Load([]string{envfile.Variable + "=" + named + ".absent"}, ""); err == nil {
+		t.Error("a file that the environment names and is missing is no error")
+	}
+	if s, err := envfile.Load([]string{"A=1"}, os.DevNull); err != nil || s.Get("A") != "1" {
+		t.Errorf("the null device is no empty file: %v", err)
 	}
 }

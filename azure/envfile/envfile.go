@@ -1,6 +1,8 @@
-// Package settings reads settings from the environment and from the files that a local run writes for others
+// Package envfile reads settings from the environment and from the files that a local run writes for others
 // ("hubjobs.env", "emulator.env"): lines of NAME=VALUE. Values may be secrets, so no error ever quotes one.
-package settings
+//
+// Such a file is not for a shell: a value may hold ";" and "&", and has no quotes around it.
+package envfile
 
 import (
 	"bufio"
@@ -12,18 +14,25 @@ import (
 	"strings"
 )
 
-// DefaultFile is read when no other file is named and it exists: what a local run leaves in the folder it started in.
-const DefaultFile = ".hubjobs/hubjobs.env"
+const (
+	// Default is read when no other file is named and it exists: what a local run leaves in the folder it started in.
+	Default = ".hubjobs/hubjobs.env"
+
+	// Variable is the environment variable that names another file. It counts in the environment alone.
+	Variable = "HUBJOBS_ENV_FILE"
+)
 
 // Settings are names and values from the environment and, for what that doesn't have, from a file. It fits
 // envconfig.EnvLookup of the Temporal SDK.
 type Settings struct {
+	file   string
 	values map[string]string
 	order  []string
 }
 
-// Load reads the environment, in the form of os.Environ, and the file of that name. An empty name means DefaultFile,
-// which may be missing. An empty variable of the environment counts as one that isn't there.
+// Load reads the environment, in the form of os.Environ, and the file of that name. Without a name it is the file that
+// Variable names, and without that, Default, which may be missing. An empty variable of the environment counts as one
+// that isn't there.
 func Load(environ []string, file string) (*Settings, error) {
 	s := &Settings{values: make(map[string]string)}
 	for _, entry := range environ {
@@ -31,9 +40,12 @@ func Load(environ []string, file string) (*Settings, error) {
 			s.add(name, value)
 		}
 	}
+	if file == "" {
+		file = s.values[Variable]
+	}
 	name := file
 	if name == "" {
-		name = DefaultFile
+		name = Default
 	}
 	text, err := os.ReadFile(name)
 	switch {
@@ -42,6 +54,7 @@ func Load(environ []string, file string) (*Settings, error) {
 	case err != nil:
 		return nil, fmt.Errorf("read settings: %w", err)
 	}
+	s.file = name
 	return s, s.parse(name, text)
 }
 
@@ -83,6 +96,9 @@ func unquote(value string) string {
 	}
 	return value
 }
+
+// File returns the name of the file that was read, or an empty string when there was none.
+func (s *Settings) File() string { return s.file }
 
 // Get returns the value of a name, or an empty string.
 func (s *Settings) Get(name string) string { return s.values[name] }
