@@ -174,29 +174,6 @@ func TestJobCancelledBeforeItIsScheduledIsNeverPublished(t *testing.T) {
 	require.Empty(t, w.registered)
 }
 
-func TestJobLeavesNoIdentityBehindWhenItIsCancelledWhileNegotiating(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	deregistered := make(chan struct{})
-	w.env.OnActivity(job.Negotiate.Name, anything, anything).Return(
-		func(ctx context.Context, in job.NegotiateInput) (job.NegotiateOutput, error) {
-			w.env.CancelWorkflow()
-			select { // identities that come after the clean-up would stay
-			case <-deregistered:
-			case <-time.After(200 * time.Millisecond):
-			}
-			return w.negotiate(ctx, in)
-		})
-	w.env.OnActivity(job.Deregister.Name, anything, anything).Return(
-		func(ctx context.Context, in job.DeregisterInput) (job.None, error) {
-			defer close(deregistered)
-			return w.deregister(ctx, in)
-		})
-	snap := w.runJob(input(t, job.Options{}, "a"))
-	require.Equal(t, job.StateCancelled, snap.State)
-	require.Empty(t, w.registered, "identities are left behind")
-}
-
 func TestJobSendsAgainWhatWasDeliveredAndNotRead(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
