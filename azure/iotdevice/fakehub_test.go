@@ -15,7 +15,7 @@ import (
 )
 
 // patience bounds waits in tests for what should happen soon.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 const (
 	deviceID  = "device-solver::1"

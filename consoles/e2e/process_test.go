@@ -15,7 +15,7 @@ import (
 )
 
 // patience bounds every wait. It is long because other tests may take the processors meanwhile.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // binaries are the folder that TestMain builds the programs into.
 var binaries string

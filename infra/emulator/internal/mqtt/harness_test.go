@@ -28,7 +28,7 @@ const (
 	hubName  = "localhost"
 	deviceID = "device-solver::job-1"
 	// patience bounds every wait of a test; it is no assertion about speed.
-	patience = 30 * time.Second
+	patience = 2 * time.Minute
 )
 
 // fixture is a hub with one device, one queue that all telemetry goes to, and
