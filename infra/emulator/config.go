@@ -2,14 +2,17 @@ package emulator
 
 import (
 	"cmp"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"os"
 	"regexp"
 	"strings"
 	"time"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/broker"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/quota"
 )
 
 // Config says what entities the emulator has. Start takes DefaultConfig without
@@ -97,9 +100,22 @@ type Hub struct {
 	CloudToDevice CloudToDevice
 	// Feedback are the properties of the feedback queue.
 	Feedback Feedback
+	// Tier is the pricing tier whose throttles and daily quota are in force: F1,
+	// S1, S2, S3, B1, B2 or B3. Empty means no limits.
+	Tier string
+	// Units of the tier; default 1.
+	Units int
+	// DeviceCertificateAuthorities are files with the certificates, in PEM, of
+	// the roots of devices that authenticate by certificate authority.
+	DeviceCertificateAuthorities []string
 
-	line int
+	line     int
+	tierLine int
+	caLines  []int // of DeviceCertificateAuthorities, if read from a file
 }
+
+// units returns the number of units, filled in.
+func (h Hub) units() int { return cmp.Or(h.Units, 1) }
 
 // Route leads all device-to-cloud messages to an endpoint.
 type Route struct {
@@ -320,6 +336,7 @@ func (c *checker) hub(cfg *Config) {
 	c.duration(h.line, "time to live of feedback", h.Feedback.TTL, minHubTTL, maxHubTTL)
 	c.number(h.line, "max delivery count of feedback", h.Feedback.MaxDeliveryCount, maxHubDeliveries)
 	c.duration(h.line, "lock duration of feedback", h.Feedback.LockDuration, minLock, maxLock)
+	c.tier(h)
 	seen := make(map[string]bool)
 	for _, r := range h.Routes {
 		if r.Name == "" || seen[strings.ToLower(r.Name)] {
@@ -327,6 +344,23 @@ func (c *checker) hub(cfg *Config) {
 		}
 		seen[strings.ToLower(r.Name)] = true
 		c.route(cfg, r)
+	}
+}
+
+func (c *checker) tier(h Hub) {
+	line := cmp.Or(h.tierLine, h.line)
+	if h.Tier == "" {
+		if h.Units != 0 {
+			c.refuse(line, "the hub has %d units of no tier", h.Units)
+		}
+		return
+	}
+	tier, err := quota.ParseTier(h.Tier)
+	switch {
+	case err != nil:
+		c.refuse(line, "%v", err)
+	case h.units() < 1 || h.units() > tier.MaxUnits():
+		c.refuse(line, "a hub of tier %s has 1 to %d units, not %d", tier, tier.MaxUnits(), h.Units)
 	}
 }
 
@@ -356,13 +390,16 @@ func (c *checker) route(cfg *Config, r Route) {
 	}
 }
 
-func (d Delivery) options() broker.QueueOptions {
+// options returns those of a queue or subscription of that name. Faults decide
+// which of its messages repeat.
+func (d Delivery) options(name string, repeat func(name string) bool) broker.QueueOptions {
 	return broker.QueueOptions{
 		LockDuration:       d.LockDuration,
 		MaxDeliveryCount:   d.MaxDeliveryCount,
 		DefaultTTL:         d.DefaultTTL,
 		DeadLetterOnExpiry: d.DeadLetterOnExpiry,
 		MaxBytes:           maxQueueBytes,
+		Repeat:             func() bool { return repeat(name) },
 	}
 }
 
@@ -371,9 +408,9 @@ func (d Delivery) options() broker.QueueOptions {
 const maxQueueBytes = 1 << 30
 
 // build makes the entities in a namespace.
-func (cfg *Config) build(n *broker.Namespace) error {
+func (cfg *Config) build(n *broker.Namespace, repeat func(name string) bool) error {
 	for _, q := range cfg.Queues {
-		opts := q.options()
+		opts := q.options(q.Name, repeat)
 		opts.DuplicateWindow = q.DuplicateWindow
 		if _, err := n.CreateQueue(q.Name, opts); err != nil {
 			return err
@@ -384,7 +421,7 @@ func (cfg *Config) build(n *broker.Namespace) error {
 			return err
 		}
 		for _, s := range t.Subscriptions {
-			if _, err := n.CreateSubscription(t.Name, s.Name, s.options()); err != nil {
+			if _, err := n.CreateSubscription(t.Name, s.Name, s.options(t.Name+"/Subscriptions/"+s.Name, repeat)); err != nil {
 				return err
 			}
 		}
@@ -433,4 +470,31 @@ func (cfg *Config) hubOptions(n *broker.Namespace, eventsName string) (hub.Optio
 		opts.Routes = append(opts.Routes, route)
 	}
 	return opts, nil
+}
+
+// deviceCAs returns the roots of the configuration together with others, which
+// may be nil; nil if there are none at all.
+func (cfg *Config) deviceCAs(others *x509.CertPool) (*x509.CertPool, error) {
+	files := cfg.Hub.DeviceCertificateAuthorities
+	if len(files) == 0 {
+		return others, nil
+	}
+	roots := x509.NewCertPool()
+	if others != nil {
+		roots = others.Clone()
+	}
+	for i, file := range files {
+		line := 0
+		if i < len(cfg.Hub.caLines) {
+			line = cfg.Hub.caLines[i]
+		}
+		pem, err := os.ReadFile(file)
+		if err != nil {
+			return nil, problem(cfg.file, line, "device certificate authority: "+err.Error())
+		}
+		if !roots.AppendCertsFromPEM(pem) {
+			return nil, problem(cfg.file, line, "device certificate authority: "+file+" holds no certificate in PEM")
+		}
+	}
+	return roots, nil
 }

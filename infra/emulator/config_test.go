@@ -38,6 +38,8 @@ func TestConfigFiles(t *testing.T) {
 				Routes:        []emulator.Route{{Name: "to-queue", Endpoint: "device-messages"}, {Name: "to-events", Endpoint: "events"}},
 				CloudToDevice: emulator.CloudToDevice{DefaultTTL: 2 * time.Hour, MaxDeliveryCount: 20, LockDuration: 30 * time.Second, CountEveryReturn: true},
 				Feedback:      emulator.Feedback{TTL: 3 * time.Hour, MaxDeliveryCount: 30, LockDuration: 10 * time.Second},
+				Tier:          "S1", Units: 2,
+				DeviceCertificateAuthorities: []string{filepath.Join("testdata", "device-ca.pem")},
 			},
 		},
 	} {
@@ -124,7 +126,11 @@ func TestConfigProblemsAreToldByLine(t *testing.T) {
 		"33 partitions":        {"Hub: {PartitionCount: 33}\n", []string{`c:1: PartitionCount is "33" and must be a whole number from 1 to 32`}},
 		"group twice":          {"Hub:\n  ConsumerGroups:\n    - Name: a\n    - Name: A\n", []string{"c:2: consumer group A of the hub is there twice"}},
 		"retention too long":   {"Hub: {Retention: P8D}\n", []string{"c:1: Retention is 192h0m0s and must be from 24h0m0s to 168h0m0s"}},
-		"tier and units":       {"Hub:\n  Tier: S1\n  Units: 1\n", []string{"c:2: Tier is set, but the emulator doesn't throttle", "c:3: Units is set"}},
+		"unknown tier":         {"Hub:\n  PartitionCount: 4\n  Units: 1\n  Tier: S4\n", []string{`c:4: tier "S4" is none of [F1 S1 S2 S3 B1 B2 B3]`}},
+		"too many units":       {"Hub:\n  Tier: S3\n  Units: 11\n", []string{"c:2: a hub of tier S3 has 1 to 10 units, not 11"}},
+		"no units":             {"Hub:\n  Tier: S3\n  Units: 0\n", []string{`c:3: Units is "0" and must be a whole number from 1 to 200`}},
+		"units of no tier":     {"Hub:\n  PartitionCount: 4\n  Units: 1\n", []string{"c:3: the hub has 1 units of no tier"}},
+		"authorities":          {"Hub:\n  DeviceCertificateAuthorities:\n    - a.pem\n    - {File: b.pem}\n", []string{"c:4: a device certificate authority must be"}},
 		"route to nowhere":     {"Hub:\n  Routes:\n    - Name: r\n      Endpoint: q\n", []string{`c:3: route r leads to "q", which is neither a queue or topic`}},
 		"route without a name": {"Hub:\n  Routes:\n    - Endpoint: events\n", []string{`c:3: route "" has no name of its own`}},
 		"route's condition":    {"Hub:\n  Routes:\n    - Name: r\n      Endpoint: events\n      Condition: temperature > 20\n", []string{`c:5: condition "temperature > 20" is not emulated`}},
@@ -167,6 +173,9 @@ func TestConfigMadeInGoIsChecked(t *testing.T) {
 		"window":    {emulator.Config{Topics: []emulator.Topic{{Name: "t", DuplicateWindow: time.Second}}}, "configuration: duplicate window of topic t is 1s"},
 		"partition": {emulator.Config{EventHubs: []emulator.EventHub{{Name: "e", Partitions: 33}}}, "configuration: number of partitions of event hub e is 33"},
 		"group":     {emulator.Config{EventHubs: []emulator.EventHub{{Name: "e", ConsumerGroups: []string{"a b"}}}}, "configuration: event hub e has a consumer group"},
+		"units":     {emulator.Config{Hub: emulator.Hub{Units: 1}}, "configuration: the hub has 1 units of no tier"},
+		"tier":      {emulator.Config{Hub: emulator.Hub{Tier: "F1", Units: 2}}, "configuration: a hub of tier F1 has 1 to 1 units, not 2"},
+		"authority": {emulator.Config{Hub: emulator.Hub{DeviceCertificateAuthorities: []string{"config_test.go"}}}, "configuration: device certificate authority: config_test.go holds no certificate"},
 		"feedback":  {emulator.Config{Hub: emulator.Hub{Feedback: emulator.Feedback{TTL: time.Second}}}, "configuration: time to live of feedback is 1s"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -180,6 +189,44 @@ func TestConfigMadeInGoIsChecked(t *testing.T) {
 				t.Errorf("got %v, want %s", err, tc.want)
 			}
 		})
+	}
+}
+
+// Files are looked for where the configuration is, and named with its line.
+func TestConfigNamesFilesOfAuthorities(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	config := filepath.Join(dir, "config.yaml")
+	text := "Hub:\n  DeviceCertificateAuthorities:\n    - good.pem\n    - bad.pem\n"
+	good, err := os.ReadFile(filepath.Join("testdata", "device-ca.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string][]byte{"config.yaml": []byte(text), "good.pem": good} {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start := func() error {
+		cfg, err := emulator.ReadConfig(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := emulator.Start(t.Context(), emulator.Options{Config: cfg})
+		if err == nil {
+			_ = e.Close()
+		}
+		return err
+	}
+	want := config + ":4: device certificate authority: open " + filepath.Join(dir, "bad.pem")
+	if err := start(); err == nil || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("missing: got %v, want %s", err, want)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "bad.pem"), good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := start(); err != nil {
+		t.Error(err)
 	}
 }
 

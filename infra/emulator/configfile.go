@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -116,6 +117,9 @@ func refuseText(s *configtree.Section, name, why string) {
 		n.Refuse("%s is set, but %s", name, why)
 	}
 }
+
+// maxUnits is the largest number of units that any tier has.
+const maxUnits = 200
 
 // longTTL and more is the vendor's way to say that messages don't expire.
 const longTTL = 100 * 365 * 24 * time.Hour
@@ -239,12 +243,34 @@ func (cfg *Config) readHub(s *configtree.Section) {
 		LockDuration:     f.Duration("LockDuration", minLock, maxLock),
 	}
 	f.Done()
-	for _, name := range []string{"Tier", "Units"} {
+	cfg.readTier(s)
+	cfg.readDeviceCAs(s)
+	s.Done()
+}
+
+func (cfg *Config) readTier(s *configtree.Section) {
+	h := &cfg.Hub
+	h.Tier = s.Text("Tier")
+	h.Units = s.Int("Units", 1, maxUnits)
+	for _, name := range []string{"Units", "Tier"} {
 		if n := s.Get(name); n != nil {
-			n.Refuse("%s is set, but the emulator doesn't throttle: leave it out", name)
+			h.tierLine = n.Line()
 		}
 	}
-	s.Done()
+}
+
+// readDeviceCAs reads names of files, which are relative to the directory of the
+// configuration.
+func (cfg *Config) readDeviceCAs(s *configtree.Section) {
+	h := &cfg.Hub
+	for _, n := range s.List("DeviceCertificateAuthorities") {
+		file := n.Text("a device certificate authority")
+		if !filepath.IsAbs(file) {
+			file = filepath.Join(filepath.Dir(cfg.file), file)
+		}
+		h.DeviceCertificateAuthorities = append(h.DeviceCertificateAuthorities, file)
+		h.caLines = append(h.caLines, n.Line())
+	}
 }
 
 func (cfg *Config) readRoute(s *configtree.Section) {

@@ -32,6 +32,8 @@ const (
 	EnvAMQPSAddr  = "EMULATOR_AMQPS_ADDR"
 	EnvAMQPAddr   = "EMULATOR_AMQP_ADDR"
 	EnvMQTTSAddr  = "EMULATOR_MQTTS_ADDR"
+	// EnvControlAddr is there if there is a control API.
+	EnvControlAddr = "EMULATOR_CONTROL_ADDR"
 )
 
 // keyring holds the policy of the namespace; it implements sas.Keyring.
@@ -51,6 +53,11 @@ func (k keyring) Policy(name string) (sas.Policy, error) {
 
 func (keyring) Device(string) (sas.Device, error) { return sas.Device{}, sas.ErrUnknownDevice }
 
+// Module implements sas.Keyring: nor modules.
+func (keyring) Module(string, string) (sas.Device, error) {
+	return sas.Device{}, sas.ErrUnknownDevice
+}
+
 // AMQPAddr is where AMQP without TLS is served, as a client dials it. Like those
 // of the other addresses, its host is the hub's name if the emulator listens on
 // all interfaces.
@@ -64,6 +71,14 @@ func (e *Emulator) MQTTSAddr() string { return e.addr(ListenerMQTTS) }
 
 // HTTPSAddr is where HTTPS is served.
 func (e *Emulator) HTTPSAddr() string { return e.addr(ListenerHTTPS) }
+
+// ControlAddr is where the control API is served over HTTP, or empty.
+func (e *Emulator) ControlAddr() string {
+	if e.listeners[ListenerControl] == nil {
+		return ""
+	}
+	return e.addr(ListenerControl)
+}
 
 func (e *Emulator) addr(listener string) string {
 	addr := e.listeners[listener].Addr().String()
@@ -146,7 +161,8 @@ func (e *Emulator) EventsName() string { return e.opts.eventsName() }
 // v2.0 take for an emulator: internal/exported/connection_string_parser.go.
 func (e *Emulator) endpoint(policy, key string) string {
 	addr := e.AMQPAddr()
-	if host, port, err := net.SplitHostPort(addr); err == nil && net.ParseIP(host).IsLoopback() {
+	// Of all loopback addresses, only these two have that name.
+	if host, port, err := net.SplitHostPort(addr); err == nil && (host == "127.0.0.1" || host == "::1") {
 		addr = net.JoinHostPort("localhost", port)
 	}
 	return fmt.Sprintf("Endpoint=sb://%s;SharedAccessKeyName=%s;SharedAccessKey=%s;UseDevelopmentEmulator=true", addr, policy, key)
@@ -173,12 +189,16 @@ func (e *Emulator) settings(caFile string) []setting {
 	if caFile != "" {
 		all = append(all, setting{EnvCAFile, caFile})
 	}
-	return append(all,
+	all = append(all,
 		setting{EnvHTTPSAddr, e.HTTPSAddr()},
 		setting{EnvAMQPSAddr, e.AMQPSAddr()},
 		setting{EnvAMQPAddr, e.AMQPAddr()},
 		setting{EnvMQTTSAddr, e.MQTTSAddr()},
 	)
+	if addr := e.ControlAddr(); addr != "" {
+		all = append(all, setting{EnvControlAddr, addr})
+	}
+	return all
 }
 
 // WriteEnv writes EnvFile into a directory, so that readers see a whole file or

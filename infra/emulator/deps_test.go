@@ -20,6 +20,9 @@ func TestImportsNothingOfThePipeline(t *testing.T) {
 		if err != nil || !strings.HasSuffix(path, ".go") {
 			return err
 		}
+		if strings.HasPrefix(path, "conformance"+string(filepath.Separator)) && strings.HasSuffix(path, "_test.go") {
+			return nil // judges with all clients that there are, the pipeline's too
+		}
 		files++
 		f, err := parser.ParseFile(gotoken.NewFileSet(), path, nil, parser.ImportsOnly)
 		if err != nil {

@@ -1,7 +1,7 @@
 // Package emulator is a local Azure IoT Hub, together with the Service Bus and
 // Event Hubs entities that it routes to. It speaks the real protocols, so that
-// unmodified SDKs work against it: MQTT and AMQP for devices and services, REST
-// for the registry, and Service Bus and Event Hubs as azservicebus and azeventhubs
+// unmodified SDKs work against it: MQTT, AMQP and HTTPS for devices, REST and AMQP
+// for services, and Service Bus and Event Hubs as azservicebus and azeventhubs
 // speak them.
 //
 //	e, err := emulator.Start(ctx, emulator.Options{DataDir: "data"})
@@ -18,20 +18,20 @@
 // it has a data directory. Keys are generated, kept there, and checked: a client
 // with a wrong key is turned away.
 //
+// # Limits and faults
+//
+// A tier in the configuration puts the throttles and the daily quota of such a hub
+// into force. InjectFault lets connections break, operations be refused, messages
+// come twice, and more.
+//
 // # What is not there
 //
-// Devices connect over MQTT, or send telemetry over HTTPS; not over AMQP. Modules,
-// X.509, writing twins, jobs, file upload, route conditions, subscription rules,
-// Service Bus sessions and Entra ID are not emulated. Where a configuration or a
-// client asks for one, it is refused.
-//
-// # Kinder than the cloud
-//
-// The emulator doesn't throttle and knows no daily quota, tiers or units; it sees
-// a device's disconnection at once; it stores a message at all its endpoints or at
-// none; it keeps connections that never show a token. The README beside this file
-// has the whole list. Stricter in one thing: it keeps only the newest 32 MiB of a
-// partition.
+// File upload, conditions of routes, rules of subscriptions, Service Bus sessions
+// and Entra ID are not emulated. Where a configuration or a client asks for one, it
+// is refused. The README beside this file says what else, and where the emulator is
+// kinder than the cloud: for example, it sees a device's disconnection at once, and
+// stores a message at all its endpoints or at none. Stricter in one thing: it keeps
+// only the newest 32 MiB of a partition.
 package emulator
 
 import (
@@ -51,8 +51,11 @@ import (
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqpnodes"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqpserver"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/broker"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/devicejobs"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/fault"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/mqtt"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/quota"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/sas"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/store"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/tlsca"
@@ -65,6 +68,9 @@ type Emulator struct {
 	store     store.Store
 	namespace *broker.Namespace
 	hub       *hub.Hub
+	jobs      *devicejobs.Runner
+	faults    *fault.Injector
+	quota     *quota.Gate // nil without a tier
 	certs     *tlsca.Bundle
 	keys      keyring // of the namespace
 	listeners map[string]net.Listener
@@ -140,22 +146,29 @@ func (e *Emulator) openState(context.Context) error {
 		}
 	}
 	var err error
-	if e.certs, err = tlsca.Load(e.opts.DataDir, &tlsca.Options{Names: []string{e.opts.HubName}}); err != nil {
+	if e.certs, err = tlsca.Load(e.opts.DataDir, &tlsca.Options{Names: e.opts.serverNames()}); err != nil {
 		return fmt.Errorf("certificates: %w", err)
 	}
 	e.keys, err = openKeyring(e.store)
 	return err
 }
 
-func (e *Emulator) openCore(context.Context) error {
+func (e *Emulator) openCore(ctx context.Context) error {
 	e.namespace = broker.NewNamespace(e.store)
 	e.onClose(func() error { e.namespace.Close(); return nil })
+	e.faults = fault.New(subject{e}, e.log)
 	cfg := e.opts.Config
-	if err := cfg.build(e.namespace); err != nil {
+	if err := cfg.build(e.namespace, e.faults.RepeatEntity); err != nil {
 		return err
 	}
 	opts, err := cfg.hubOptions(e.namespace, e.opts.eventsName())
 	if err != nil {
+		return err
+	}
+	if opts.DeviceCAs, err = cfg.deviceCAs(e.opts.DeviceCAs); err != nil {
+		return err
+	}
+	if err := e.openGate(&opts); err != nil {
 		return err
 	}
 	opts.Name = e.opts.HubName
@@ -165,25 +178,66 @@ func (e *Emulator) openCore(context.Context) error {
 		return err
 	}
 	e.onClose(func() error { e.hub.Close(); return nil })
+	e.onClose(func() error { e.faults.Close(); return nil })
+	if e.jobs, err = devicejobs.Open(ctx, e.store, e.hub, devicejobs.Options{Logger: e.log}); err != nil {
+		return err
+	}
+	e.onClose(func() error { e.jobs.Close(); return nil })
 	return nil
+}
+
+// openGate makes what stands between the hub and its clients: faults, and the
+// limits of a tier.
+func (e *Emulator) openGate(opts *hub.Options) error {
+	opts.Gate = e.faults
+	h := e.opts.Config.Hub
+	if h.Tier == "" {
+		return nil
+	}
+	tier, err := quota.ParseTier(h.Tier)
+	if err != nil {
+		return err
+	}
+	if e.quota, err = quota.Open(e.store, tier, h.units()); err != nil {
+		return err
+	}
+	e.onClose(func() error { e.quota.Close(); return nil })
+	opts.Gate, opts.Meter = hub.Gates{e.faults, e.quota}, e.quota
+	return nil
+}
+
+// DailyMessages returns how many messages count against the daily quota of the
+// hub's tier today (UTC), and the quota; both 0 for a hub without a tier.
+func (e *Emulator) DailyMessages() (used, limit int64) {
+	if e.quota == nil {
+		return 0, 0
+	}
+	return e.quota.Used()
 }
 
 func (e *Emulator) listen(ctx context.Context) error {
 	var lc net.ListenConfig
 	for _, l := range []struct {
-		name, addr string
-		tls        bool
+		name, addr, protocol string
+		tls                  bool
 	}{
-		{ListenerAMQP, e.opts.AMQPAddr, false},
-		{ListenerAMQPS, e.opts.AMQPSAddr, true},
-		{ListenerMQTTS, e.opts.MQTTSAddr, true},
-		{ListenerHTTPS, e.opts.HTTPSAddr, true},
+		{ListenerAMQP, e.opts.AMQPAddr, fault.AMQP, false},
+		{ListenerAMQPS, e.opts.AMQPSAddr, fault.AMQP, true},
+		{ListenerMQTTS, e.opts.MQTTSAddr, fault.MQTT, true},
+		{ListenerHTTPS, e.opts.HTTPSAddr, fault.HTTPS, true},
+		{ListenerControl, e.opts.ControlAddr, "", false},
 	} {
+		if l.addr == "" {
+			continue // there is no control API unless it is asked for
+		}
 		nl, err := lc.Listen(ctx, "tcp", l.addr)
 		if err != nil {
 			return &ListenError{Listener: l.name, Addr: l.addr, Err: cause(err)}
 		}
 		e.onClose(func() error { return ignoreClosed(nl.Close()) })
+		if l.protocol != "" {
+			nl = e.faults.Listener(nl, l.protocol)
+		}
 		if l.tls {
 			nl = tls.NewListener(nl, e.certs.ServerConfig())
 		}
@@ -219,6 +273,7 @@ func (e *Emulator) serve(ctx context.Context) error {
 	devices := mqtt.NewServer(e.hub, e.verifier(sas.HubKeys, e.hub), &mqtt.Options{Logger: e.log})
 	e.onClose(func() error { devices.Close(); return nil })
 	e.serveHTTPS(ctx, amqp, devices)
+	e.serveControl(ctx)
 	e.serving.Go(func() {
 		select {
 		case err := <-e.store.Failed():
@@ -235,6 +290,13 @@ func (e *Emulator) serve(ctx context.Context) error {
 		}
 		return nil
 	})
+	for _, f := range e.opts.Faults {
+		if _, err := e.faults.Inject(f); err != nil {
+			return err
+		}
+	}
+	// What faults hold up must not hold up the end.
+	e.onClose(func() error { e.faults.Clear(); return nil })
 	return nil
 }
 
@@ -254,6 +316,7 @@ func (e *Emulator) newAMQP() (*amqpserver.Server, error) {
 		HubTokens:       e.verifier(sas.HubKeys, e.hub),
 		EventsTokens:    e.verifier(sas.NamespaceKeys, e.hub),
 		NamespaceTokens: e.verifier(sas.NamespaceKeys, e.keys),
+		Access:          e.faults,
 		EventsAddr:      e.AMQPSAddr(),
 		Logger:          e.log,
 	})
@@ -264,6 +327,7 @@ func (e *Emulator) newAMQP() (*amqpserver.Server, error) {
 		NewHandler:  nodes.NewHandler,
 		ContainerID: e.opts.HubName,
 		Plain:       nodes.Plain,
+		External:    nodes.External,
 		Logger:      e.log,
 	})
 	e.onClose(func() error {

@@ -2,6 +2,7 @@ package emulator
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
@@ -12,6 +13,8 @@ import (
 	"github.com/coder/websocket"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqpserver"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/fault"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/mqtt"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/rest"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/sas"
@@ -60,7 +63,31 @@ func (e *Emulator) serveHTTPS(ctx context.Context, amqp *amqpserver.Server, devi
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(e.log.Handler(), slog.LevelDebug),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ConnContext:       withConn,
 	}
+	e.serveHTTP(ListenerHTTPS, server)
+}
+
+// controlTimeout bounds a request to the control API.
+const controlTimeout = 10 * time.Second
+
+// serveControl serves the control API, if there is to be one.
+func (e *Emulator) serveControl(ctx context.Context) {
+	if e.listeners[ListenerControl] == nil {
+		return
+	}
+	e.serveHTTP(ListenerControl, &http.Server{
+		Handler:      e.faults.Handler(),
+		ReadTimeout:  controlTimeout,
+		WriteTimeout: controlTimeout,
+		IdleTimeout:  idleTimeout,
+		ErrorLog:     slog.NewLogLogger(e.log.Handler(), slog.LevelDebug),
+		BaseContext:  func(net.Listener) context.Context { return ctx },
+	})
+}
+
+// serveHTTP runs a server on a listener until Close.
+func (e *Emulator) serveHTTP(listener string, server *http.Server) {
 	e.onClose(func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
@@ -69,19 +96,68 @@ func (e *Emulator) serveHTTPS(ctx context.Context, amqp *amqpserver.Server, devi
 		}
 		return nil
 	})
-	e.run(ListenerHTTPS, func() error {
-		if err := server.Serve(e.listeners[ListenerHTTPS]); !errors.Is(err, http.ErrServerClosed) {
+	e.run(listener, func() error {
+		if err := server.Serve(e.listeners[listener]); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
 		return nil
 	})
 }
 
+// connKey is the key of a request's connection in its context.
+type connKey struct{}
+
+func withConn(ctx context.Context, nc net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, nc)
+}
+
+// socket is a WebSocket as a connection that knows what it runs on: who looks for
+// the client's certificate, or wants to say whose connection it is, finds there
+// what a connection without a WebSocket has.
+type socket struct {
+	net.Conn
+	below *tls.Conn
+}
+
+// ConnectionState returns that of the TLS connection.
+func (s socket) ConnectionState() tls.ConnectionState { return s.below.ConnectionState() }
+
+// NetConn returns the connection below TLS.
+func (s socket) NetConn() net.Conn { return s.below.NetConn() }
+
+// faulty returns the connection of a request that is subject to faults, or nil.
+func faulty(ctx context.Context) *fault.Conn {
+	if below, ok := ctx.Value(connKey{}).(*tls.Conn); ok {
+		c, _ := below.NetConn().(*fault.Conn)
+		return c
+	}
+	return nil
+}
+
+// identify tells whose connection that of a request is.
+func identify(ctx context.Context, t hub.Target) {
+	if c := faulty(ctx); c != nil {
+		c.SetPeer(t)
+	}
+}
+
+// newSocket returns the connection of a WebSocket that a request asked for.
+func newSocket(r *http.Request, ws net.Conn, protocol string) net.Conn {
+	below, ok := r.Context().Value(connKey{}).(*tls.Conn)
+	if !ok {
+		return ws
+	}
+	if c := faulty(r.Context()); c != nil {
+		c.SetProtocol(protocol)
+	}
+	return socket{Conn: ws, below: below}
+}
+
 // handler tells WebSockets from requests. It is no http.ServeMux, because that
 // cleans paths, and a device ID may consist of dots.
 func (f *front) handler() http.HandlerFunc {
 	e := f.emulator
-	api := rest.NewHandler(e.hub, e.verifier(sas.HubKeys, e.hub), &rest.Options{Logger: e.log})
+	api := rest.NewHandler(e.hub, e.verifier(sas.HubKeys, e.hub), &rest.Options{Jobs: e.jobs, Logger: e.log, Identify: identify})
 	ofHub := f.webSocket(protocolMQTT, protocolAMQPAzure, protocolAMQP)
 	ofServiceBus := f.webSocket(protocolAMQPAzure, protocolAMQP)
 	return func(w http.ResponseWriter, r *http.Request) {
@@ -119,10 +195,10 @@ func (f *front) webSocket(protocols ...string) http.HandlerFunc {
 		nc := websocket.NetConn(f.ctx, conn, websocket.MessageBinary)
 		defer nc.Close()
 		if conn.Subprotocol() == protocolMQTT {
-			f.devices.ServeConn(f.ctx, nc)
+			f.devices.ServeConn(f.ctx, newSocket(r, nc, fault.MQTT))
 			return
 		}
-		if err := f.amqp.ServeConn(f.ctx, nc); err != nil {
+		if err := f.amqp.ServeConn(f.ctx, newSocket(r, nc, fault.AMQP)); err != nil {
 			f.emulator.log.Debug("AMQP connection ended", "peer", r.RemoteAddr, "error", err)
 		}
 	}

@@ -2,6 +2,7 @@ package emulator
 
 import (
 	"cmp"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"net"
@@ -17,6 +18,8 @@ const (
 	ListenerAMQPS = "amqps"
 	ListenerMQTTS = "mqtts"
 	ListenerHTTPS = "https"
+	// ListenerControl is that of the control API.
+	ListenerControl = "control"
 )
 
 // freePort is the address of a listener that is given none.
@@ -32,11 +35,21 @@ type Options struct {
 	// on, host:port; default is a free port of 127.0.0.1. Plain AMQP carries
 	// tokens in the clear: leave it on loopback or in a private network.
 	AMQPAddr, AMQPSAddr, MQTTSAddr, HTTPSAddr string
+	// ControlAddr is the address of the control API, through which other
+	// programs inject faults: POST, GET and DELETE of /faults, over plain HTTP. It
+	// must be of the loopback interface, because it asks for no key. Empty means
+	// that there is none.
+	ControlAddr string
 	// HubName is the hub's host name, in connection strings and in the
 	// certificate; default localhost.
 	HubName string
 	// Config are the entities; nil means DefaultConfig.
 	Config *Config
+	// DeviceCAs are the roots of devices that authenticate with certificates
+	// signed by an authority, beside those that Config names; nil means none.
+	DeviceCAs *x509.CertPool
+	// Faults are in force from the start; see InjectFault.
+	Faults []Fault
 	// FeedbackInterval is how long delivery feedback waits for more of it before
 	// it is delivered; default 15 s, as in the cloud. Tests shorten it.
 	FeedbackInterval time.Duration
@@ -69,7 +82,21 @@ func (o Options) check() error {
 	if o.FeedbackInterval < 0 {
 		return fmt.Errorf("feedback interval %s is negative", o.FeedbackInterval)
 	}
+	if o.ControlAddr != "" && !isLoopback(o.ControlAddr) {
+		return fmt.Errorf("control address %q is not of the loopback interface, such as 127.0.0.1:9000", o.ControlAddr)
+	}
+	for _, f := range o.Faults {
+		if err := f.Check(); err != nil {
+			return err
+		}
+	}
 	return o.Config.check(o.eventsName())
+}
+
+// isLoopback reports whether only this machine can reach an address.
+func isLoopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	return err == nil && (host == "localhost" || net.ParseIP(host).IsLoopback())
 }
 
 // eventsName is the name of the hub's built-in endpoint: like in the cloud, the
@@ -77,6 +104,20 @@ func (o Options) check() error {
 func (o Options) eventsName() string {
 	name, _, _ := strings.Cut(o.HubName, ".")
 	return name
+}
+
+// serverNames are the names that clients may dial, and so look for in the
+// certificate: the hub's, and the hosts of the addresses.
+func (o Options) serverNames() []string {
+	names := []string{o.HubName}
+	for _, addr := range []string{o.AMQPSAddr, o.MQTTSAddr, o.HTTPSAddr} {
+		host, _, err := net.SplitHostPort(addr)
+		if ip := net.ParseIP(host); err != nil || host == "" || ip != nil && ip.IsUnspecified() {
+			continue // Listen complains of a bad address; all interfaces have no name
+		}
+		names = append(names, host)
+	}
+	return names
 }
 
 // ListenError says that an address can't be listened on.

@@ -32,9 +32,57 @@ func (c *composite) field(v any) {
 		c.err = err
 		return
 	}
+	c.keep(b)
+}
+
+// keep takes over the bytes with a field that is not null.
+func (c *composite) keep(b []byte) {
 	c.b = b
 	c.count++
 	c.keptCount, c.keptLen = c.count, len(b)
+}
+
+// uint writes an unsigned integer. Unlike field, it allocates nothing: frames
+// that come with each message are made of such fields.
+func (c *composite) uint(v uint32) {
+	if c.err == nil {
+		c.keep(appendUint(c.b, v))
+	}
+}
+
+// binary writes bytes if they are set, else null.
+func (c *composite) binary(v []byte) {
+	if v == nil || c.err != nil {
+		c.null()
+		return
+	}
+	if b, err := appendBinary(c.b, v); err != nil {
+		c.err = err
+	} else {
+		c.keep(b)
+	}
+}
+
+// text writes a string if it is set, else null.
+func (c *composite) text(v *string) {
+	if v == nil || c.err != nil {
+		c.null()
+		return
+	}
+	if b, err := appendString(c.b, *v); err != nil {
+		c.err = err
+	} else {
+		c.keep(b)
+	}
+}
+
+// uintPointer writes what p points to, or null.
+func (c *composite) uintPointer(p *uint32) {
+	if p == nil {
+		c.null()
+		return
+	}
+	c.uint(*p)
 }
 
 // optional writes v if it is set, else null.
@@ -122,23 +170,40 @@ func (r *reader) namedMap() (map[string]any, error) {
 	if code != codeMap8 && code != codeMap32 {
 		return nil, malformed("map expected, got type code 0x%02x", code)
 	}
+	inner, count, err := r.entries(code == codeMap32)
+	if err != nil {
+		return nil, err
+	}
 	m := map[string]any{}
-	err = r.pairs(code == codeMap32, 1, func(key, value any) error {
-		name, ok := keyName(key)
-		if !ok {
-			return malformed("map key of type %T", key)
+	for range count {
+		name, err := inner.name()
+		if err != nil {
+			return nil, err
 		}
-		m[name] = value
-		return nil
-	})
-	return m, err
+		if m[name], err = inner.value(1); err != nil {
+			return nil, err
+		}
+	}
+	return m, inner.done()
+}
+
+// name decodes a string or symbol as a map key.
+func (r *reader) name() (string, error) {
+	if name, ok, err := r.text(); ok {
+		return name, err
+	}
+	key, err := r.value(1)
+	if err == nil {
+		err = malformed("map key of type %T", key)
+	}
+	return "", err
 }
 
 // fields reads the list of a composite field by field. Fields that the sender
 // left out or set to null leave their destination alone, so defaults are set
 // beforehand. Errors stick until end.
 type fields struct {
-	r    *reader
+	r    reader
 	left int
 	err  error
 }
@@ -150,7 +215,7 @@ func (r *reader) fields() *fields {
 	}
 	switch code {
 	case codeList0:
-		return &fields{r: &reader{empties: r.empties}}
+		return &fields{r: reader{empties: r.empties}}
 	case codeList8, codeList32:
 		inner, count, err := r.compound(code == codeList32)
 		return &fields{r: inner, left: count, err: err}
@@ -193,7 +258,7 @@ func (f *fields) end() error {
 }
 
 func field[T any](f *fields, dst *T) {
-	if !f.next() {
+	if !f.next() || f.direct(dst) {
 		return
 	}
 	v := f.value()
@@ -209,13 +274,41 @@ func fieldPointer[T any](f *fields, dst **T) {
 	if !f.next() {
 		return
 	}
-	v := f.value()
-	t, ok := v.(T)
-	if !ok {
-		f.mismatch(v)
-		return
+	t := new(T)
+	if !f.direct(t) {
+		v := f.value()
+		var ok bool
+		if *t, ok = v.(T); !ok {
+			f.mismatch(v)
+			return
+		}
 	}
-	*dst = &t
+	*dst = t
+}
+
+// direct reads a field of one of the types that come with each message, without
+// the allocation that a value of any type takes. It reports false, and has read
+// nothing, if the field is not of that type.
+func (f *fields) direct(dst any) bool {
+	switch dst := dst.(type) {
+	case *uint32:
+		if v, ok := f.r.uint(); ok {
+			*dst = v
+			return true
+		}
+	case *bool:
+		if v, ok := f.r.boolean(); ok {
+			*dst = v
+			return true
+		}
+	case *[]byte:
+		v, ok, err := f.r.binary()
+		if ok {
+			*dst, f.err = v, err
+		}
+		return ok
+	}
+	return false
 }
 
 // textField reads a string or a symbol: clients are not strict about which.
@@ -230,13 +323,12 @@ func (f *fields) textPointer(dst **string) {
 	if !f.next() {
 		return
 	}
-	v := f.value()
-	s, ok := keyName(v)
+	s, ok, err := f.r.text()
 	if !ok {
-		f.mismatch(v)
+		f.mismatch(f.value())
 		return
 	}
-	*dst = &s
+	*dst, f.err = &s, err
 }
 
 func (f *fields) messageID(dst *any) {

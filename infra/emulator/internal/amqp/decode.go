@@ -36,8 +36,12 @@ type reader struct {
 }
 
 func newReader(b []byte) *reader {
-	n := maxElements
-	return &reader{b: b, empties: &n}
+	r := &struct {
+		reader
+		empties int
+	}{reader{b: b}, maxElements} // in one piece: there is one for each frame
+	r.reader.empties = &r.empties
+	return &r.reader
 }
 
 func malformed(format string, args ...any) error {
@@ -197,6 +201,73 @@ func integer(code byte, c []byte) (any, error) {
 	return nil, malformed("type code 0x%02x is not supported", code)
 }
 
+// uint reads an unsigned integer, boolean a boolean, binary bytes and text a
+// string or symbol, if that is what comes next. Otherwise they read nothing and
+// return no ok.
+func (r *reader) uint() (v uint32, ok bool) {
+	if len(r.b) == 0 {
+		return 0, false
+	}
+	n := 0
+	switch r.b[0] {
+	case codeUint0:
+	case codeSmallUint:
+		n = 1
+	case codeUint:
+		n = 4
+	default:
+		return 0, false
+	}
+	if len(r.b) < 1+n {
+		return 0, false
+	}
+	for _, c := range r.b[1 : 1+n] {
+		v = v<<8 | uint32(c)
+	}
+	r.b = r.b[1+n:]
+	return v, true
+}
+
+func (r *reader) boolean() (v, ok bool) {
+	if len(r.b) == 0 || r.b[0] != codeTrue && r.b[0] != codeFalse {
+		return false, false
+	}
+	v = r.b[0] == codeTrue
+	r.b = r.b[1:]
+	return v, true
+}
+
+func (r *reader) binary() (v []byte, ok bool, err error) {
+	c, ok, err := r.variable(codeBinary8, codeBinary32)
+	if !ok || err != nil {
+		return nil, ok, err
+	}
+	return append(make([]byte, 0, len(c)), c...), true, nil
+}
+
+func (r *reader) text() (v string, ok bool, err error) {
+	c, ok, err := r.variable(codeString8, codeString32)
+	if !ok {
+		c, ok, err = r.variable(codeSymbol8, codeSymbol32)
+	}
+	if !ok || err != nil {
+		return "", ok, err
+	}
+	v, err = text(c)
+	return v, true, err
+}
+
+// variable returns the bytes of a value with one of two constructors, if it has.
+func (r *reader) variable(narrow, wide byte) (c []byte, ok bool, err error) {
+	if len(r.b) == 0 || r.b[0] != narrow && r.b[0] != wide {
+		return nil, false, nil
+	}
+	code := r.b[0]
+	r.b = r.b[1:]
+	c, err = r.content(code)
+	return c, true, err
+}
+
 func text(c []byte) (string, error) {
 	if !utf8.Valid(c) {
 		return "", malformed("text is not valid UTF-8")
@@ -232,24 +303,33 @@ func (r *reader) content(code byte) ([]byte, error) {
 
 // compound reads size and count of a list, map or array, and returns a reader
 // for its elements alone.
-func (r *reader) compound(wide bool) (*reader, int, error) {
+func (r *reader) compound(wide bool) (reader, int, error) {
 	size, err := r.length(wide)
 	if err != nil {
-		return nil, 0, err
+		return reader{}, 0, err
 	}
 	body, err := r.take(size)
 	if err != nil {
-		return nil, 0, err
+		return reader{}, 0, err
 	}
-	inner := &reader{b: body, empties: r.empties}
+	inner := reader{b: body, empties: r.empties}
 	count, err := inner.length(wide)
 	if err != nil {
-		return nil, 0, err
+		return reader{}, 0, err
 	}
 	if count > maxElements {
-		return nil, 0, malformed("%d elements, at most %d are accepted", count, maxElements)
+		return reader{}, 0, malformed("%d elements, at most %d are accepted", count, maxElements)
 	}
 	return inner, int(count), nil
+}
+
+// entries reads size and count of a map, and returns the number of its entries.
+func (r *reader) entries(wide bool) (reader, int, error) {
+	inner, count, err := r.compound(wide)
+	if err == nil && count%2 != 0 {
+		err = malformed("map with an odd number of elements")
+	}
+	return inner, count / 2, err
 }
 
 // done reports bytes that a compound holds beyond its elements.
@@ -279,14 +359,11 @@ func (r *reader) list(wide bool, depth int) ([]any, error) {
 
 // pairs calls f for every entry of a map whose constructor has been read.
 func (r *reader) pairs(wide bool, depth int, f func(key, value any) error) error {
-	inner, count, err := r.compound(wide)
+	inner, count, err := r.entries(wide)
 	if err != nil {
 		return err
 	}
-	if count%2 != 0 {
-		return malformed("map with an odd number of elements")
-	}
-	for range count / 2 {
+	for range count {
 		key, err := inner.value(depth)
 		if err != nil {
 			return err

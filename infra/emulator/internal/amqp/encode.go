@@ -164,7 +164,7 @@ func appendCompound(b []byte, v any) ([]byte, error) {
 	case map[Symbol]any:
 		return appendMap(b, t, appendSymbol)
 	case map[any]any:
-		return appendMap(b, t, AppendValue)
+		return appendMixedMap(b, t)
 	}
 	return appendArrayValue(b, v)
 }
@@ -208,12 +208,34 @@ func appendList(b []byte, v []any) ([]byte, error) {
 	return endCompound(b, start, len(v), codeList8, codeList32)
 }
 
-// appendMap writes entries in the order of their encoded keys, so that one
-// message always has one encoding.
-func appendMap[K comparable](b []byte, m map[K]any, appendKey func([]byte, K) ([]byte, error)) ([]byte, error) {
+// appendMap writes entries in the order of their keys, so that one message always
+// has one encoding.
+func appendMap[K ~string](b []byte, m map[K]any, appendKey func([]byte, K) ([]byte, error)) ([]byte, error) {
+	var few [16]K // most maps need no more
+	keys := few[:0]
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	b, start := beginCompound(b)
+	var err error
+	for _, k := range keys {
+		if b, err = appendKey(b, k); err != nil {
+			return nil, err
+		}
+		if b, err = AppendValue(b, m[k]); err != nil {
+			return nil, fmt.Errorf("map entry %v: %w", k, err)
+		}
+	}
+	return endCompound(b, start, 2*len(m), codeMap8, codeMap32)
+}
+
+// appendMixedMap does the same for keys of any types, in the order of their
+// encodings.
+func appendMixedMap(b []byte, m map[any]any) ([]byte, error) {
 	entries := make([][]byte, 0, len(m))
 	for k, v := range m {
-		entry, err := appendKey(nil, k)
+		entry, err := AppendValue(nil, k)
 		if err != nil {
 			return nil, err
 		}

@@ -67,7 +67,20 @@ func (m *Message) Body() []byte {
 
 // MarshalBinary encodes m, sections in the order of §3.2.
 func (m *Message) MarshalBinary() ([]byte, error) {
-	return m.AppendBinary(nil)
+	return m.AppendBinary(make([]byte, 0, m.encodedSize()))
+}
+
+// encodedSize is about how many bytes the encoding takes.
+func (m *Message) encodedSize() int {
+	const section, entry = 96, 48
+	n := section + entry*(len(m.DeliveryAnnotations)+len(m.Annotations)+len(m.ApplicationProperties))
+	for _, d := range m.Data {
+		n += len(d) + 8
+	}
+	if m.Properties != nil {
+		n += section
+	}
+	return n
 }
 
 // AppendBinary appends the encoding of m to b.
@@ -135,7 +148,7 @@ func (h *Header) appendTo(b []byte) ([]byte, error) {
 	c.optional(h.Priority != DefaultPriority, h.Priority)
 	c.optional(h.TTL > 0, milliseconds(h.TTL))
 	c.flag(h.FirstAcquirer)
-	c.optional(h.DeliveryCount != 0, h.DeliveryCount)
+	c.field(h.DeliveryCount) // the Service Bus SDK for JavaScript knows no default for it
 	return c.end()
 }
 
@@ -149,18 +162,18 @@ func milliseconds(d time.Duration) uint32 {
 func (p *Properties) appendTo(b []byte) ([]byte, error) {
 	c := newComposite(b, typeProperties)
 	c.optional(p.MessageID != nil, p.MessageID)
-	c.optional(p.UserID != nil, p.UserID)
-	pointer(c, p.To)
-	pointer(c, p.Subject)
-	pointer(c, p.ReplyTo)
+	c.binary(p.UserID)
+	c.text(p.To)
+	c.text(p.Subject)
+	c.text(p.ReplyTo)
 	c.optional(p.CorrelationID != nil, p.CorrelationID)
 	pointer(c, (*Symbol)(p.ContentType))
 	pointer(c, (*Symbol)(p.ContentEncoding))
 	pointer(c, p.AbsoluteExpiryTime)
 	pointer(c, p.CreationTime)
-	pointer(c, p.GroupID)
-	pointer(c, p.GroupSequence)
-	pointer(c, p.ReplyToGroupID)
+	c.text(p.GroupID)
+	c.uintPointer(p.GroupSequence)
+	c.text(p.ReplyToGroupID)
 	return c.end()
 }
 
@@ -213,6 +226,12 @@ func (m *Message) section(r *reader, code byte) error {
 func (m *Message) bodySection(r *reader, code byte) error {
 	if code < typeData || code > typeValue {
 		return malformed("unknown section 0x%02x", code)
+	}
+	if code == typeData {
+		if data, ok, err := r.binary(); ok {
+			m.Data = append(m.Data, data)
+			return err
+		}
 	}
 	v, err := r.value(0)
 	if err != nil {

@@ -215,14 +215,14 @@ type Flow struct {
 
 func (w *Flow) appendTo(b []byte) ([]byte, error) {
 	c := newComposite(b, typeFlow)
-	pointer(c, w.NextIncomingID)
-	c.field(w.IncomingWindow)
-	c.field(w.NextOutgoingID)
-	c.field(w.OutgoingWindow)
-	pointer(c, w.Handle)
-	pointer(c, w.DeliveryCount)
-	pointer(c, w.LinkCredit)
-	pointer(c, w.Available)
+	c.uintPointer(w.NextIncomingID)
+	c.uint(w.IncomingWindow)
+	c.uint(w.NextOutgoingID)
+	c.uint(w.OutgoingWindow)
+	c.uintPointer(w.Handle)
+	c.uintPointer(w.DeliveryCount)
+	c.uintPointer(w.LinkCredit)
+	c.uintPointer(w.Available)
 	c.flag(w.Drain)
 	c.flag(w.Echo)
 	c.symbolMap(w.Properties)
@@ -262,10 +262,10 @@ type Transfer struct {
 
 func (t *Transfer) appendTo(b []byte) ([]byte, error) {
 	c := newComposite(b, typeTransfer)
-	c.field(t.Handle)
-	pointer(c, t.DeliveryID)
-	c.optional(t.DeliveryTag != nil, t.DeliveryTag)
-	pointer(c, t.MessageFormat)
+	c.uint(t.Handle)
+	c.uintPointer(t.DeliveryID)
+	c.binary(t.DeliveryTag)
+	c.uintPointer(t.MessageFormat)
 	c.flag(t.Settled)
 	c.flag(t.More)
 	c.null() // rcv-settle-mode
@@ -304,8 +304,12 @@ type Disposition struct {
 func (d *Disposition) appendTo(b []byte) ([]byte, error) {
 	c := newComposite(b, typeDisposition)
 	c.field(bool(d.Role))
-	c.field(d.First)
-	c.optional(d.Last != d.First, d.Last)
+	c.uint(d.First)
+	if d.Last == d.First {
+		c.null()
+	} else {
+		c.uint(d.Last)
+	}
 	c.flag(d.Settled)
 	c.optional(d.State != nil, d.State)
 	c.flag(d.Batchable)

@@ -1,6 +1,11 @@
 package amqpnodes
 
-import "strings"
+import (
+	"net/url"
+	"strings"
+
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
+)
 
 // kind is what sort of node an address names.
 type kind uint8
@@ -14,7 +19,10 @@ const (
 	kindFeedback          // /messages/serviceBound/feedback
 	kindFileNotifications // /messages/serviceBound/filenotifications
 	kindHubEvents         // /messages/events, and what is below
-	kindDevice            // /devices/{id}/...
+	kindTelemetry         // {identity}/messages/events
+	kindC2D               // {identity}/messages/devicebound
+	kindMethods           // {identity}/methods/devicebound
+	kindTwin              // {identity}/twin
 	kindConsumer          // {entity}/ConsumerGroups/{group}/Partitions/{partition}
 	kindPartition         // {entity}/Partitions/{partition}
 	kindEntity            // anything else
@@ -24,6 +32,7 @@ const (
 type address struct {
 	kind      kind
 	path      string // without scheme, host and slashes at the ends
+	target    hub.Target
 	entity    string
 	group     string
 	partition string
@@ -58,8 +67,8 @@ func (a *address) classify(segments []string) {
 		a.kind, a.entity = kindManagement, strings.Join(segments[:n-1], "/")
 	case is(0, "messages"):
 		a.classifyHub(segments)
-	case is(0, "devices"):
-		a.kind = kindDevice
+	case n > 1 && is(0, "devices"):
+		a.classifyDevice(segments[1:])
 	case n >= 5 && is(n-4, "consumergroups") && is(n-2, "partitions"):
 		a.kind, a.entity = kindConsumer, strings.Join(segments[:n-4], "/")
 		a.group, a.partition = segments[n-3], segments[n-1]
@@ -68,6 +77,37 @@ func (a *address) classify(segments []string) {
 	default:
 		a.kind, a.entity = kindEntity, a.path
 	}
+}
+
+// classifyDevice is for addresses below /devices, the hub's device side:
+// {device}/... and {device}/modules/{module}/... (IoT Hub docs: "Communicate with
+// your IoT hub by using the AMQP protocol").
+func (a *address) classifyDevice(segments []string) {
+	if len(segments) > 2 && strings.EqualFold(segments[1], "modules") {
+		a.target.ModuleID = unescapeID(segments[2])
+		segments = append([]string{segments[0]}, segments[3:]...)
+	}
+	a.target.DeviceID = unescapeID(segments[0])
+	switch strings.ToLower(strings.Join(segments[1:], "/")) {
+	case "messages/events":
+		a.kind = kindTelemetry
+	case "messages/devicebound":
+		a.kind = kindC2D
+	case "methods/devicebound":
+		a.kind = kindMethods
+	case "twin":
+		a.kind = kindTwin
+	}
+}
+
+// unescapeID decodes an ID in an address. The IoT SDK for Java doesn't encode IDs
+// (AmqpsTwinSenderLinkHandler.java), so one that can't be decoded is taken as it
+// stands.
+func unescapeID(s string) string {
+	if id, err := url.PathUnescape(s); err == nil {
+		return id
+	}
+	return s
 }
 
 // classifyHub is for addresses below /messages, the hub's service side.

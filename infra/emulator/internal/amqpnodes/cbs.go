@@ -2,10 +2,12 @@ package amqpnodes
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"strings"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/sas"
 )
 
 // sasTypes are the names that clients give to shared access signatures: the
@@ -29,6 +31,11 @@ func (h *handler) putToken(_ context.Context, r *request) response {
 	g, err := h.nodes.verify(token)
 	if err != nil {
 		h.log.Warn("token refused", "audience", r.property("name"), "error", err)
+		if errors.Is(err, sas.ErrUnknownDevice) {
+			// The SDKs tell a device that is not registered from one with a
+			// wrong key by it.
+			return failure(http.StatusNotFound, amqp.CondNotFound, err.Error())
+		}
 		return failure(http.StatusUnauthorized, amqp.CondUnauthorizedAccess, err.Error())
 	}
 	if g.realm.kind != hubRealm && !h.nodes.exists(r.property("name")) {

@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqpserver"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/sas"
 )
 
@@ -75,6 +77,7 @@ type right struct {
 // Rights that links ask for. One of those in a list is enough.
 var (
 	serviceRights = []right{{hubRealm, sas.ServiceConnect}}
+	deviceRights  = []right{{hubRealm, sas.DeviceConnect}}
 	listenRights  = []right{{namespaceRealm, sas.Listen}}
 	sendRights    = []right{{namespaceRealm, sas.Send}}
 	// The built-in endpoint is opened by the hub's policies. The namespace's
@@ -114,6 +117,13 @@ func (c *claims) put(g grant) error {
 	return nil
 }
 
+// any reports whether there was a token at all.
+func (c *claims) any() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.grants) > 0
+}
+
 // find returns a valid grant with one of the rights on a path.
 func (c *claims) find(path string, rights []right) (grant, bool) {
 	c.mu.Lock()
@@ -126,6 +136,12 @@ func (c *claims) find(path string, rights []right) (grant, bool) {
 		}
 	}
 	return grant{}, false
+}
+
+// permit is what a link goes by. check says whether it still holds.
+type permit interface {
+	check() error
+	Close()
 }
 
 // guard checks, for as long as a link lives, that its connection has a claim for
@@ -145,6 +161,51 @@ type guard struct {
 func (h *handler) admit(path string, rights ...right) (*guard, error) {
 	g := &guard{claims: &h.claims, path: path, rights: rights}
 	return g, g.check()
+}
+
+// admitIdentity checks the right to the links of a device or module: by a token,
+// or else by the certificate of the connection. It also says how the identity was
+// proved.
+func (h *handler) admitIdentity(t hub.Target) (*guard, hub.AuthMethod, error) {
+	path := identityPath(t)
+	if h.nodes.cfg.Hub == nil {
+		return nil, hub.AuthMethod{}, amqp.Errorf(amqp.CondNotFound, "no node %q: there is no hub here", path)
+	}
+	g, err := h.admit(path, deviceRights...)
+	if err == nil {
+		return g, g.last.authMethod(), nil
+	}
+	if len(h.certificates) == 0 {
+		return nil, hub.AuthMethod{}, err
+	}
+	auth, err := h.nodes.cfg.Hub.VerifyCertificate(t, h.certificates)
+	if err != nil {
+		return nil, hub.AuthMethod{}, hubError(err)
+	}
+	g.last = h.nodes.certified()
+	return g, auth, nil
+}
+
+// certified is a grant of a link whose certificate was verified. It is not one of
+// the connection's.
+func (n *Nodes) certified() grant { return grant{realm: n.realms[0], byKey: true} }
+
+// authMethod is what the hub says on messages about how the sender proved who it
+// is; the zero value stands for the identity's own key.
+func (g grant) authMethod() hub.AuthMethod {
+	if g.claims.Policy == "" {
+		return hub.AuthMethod{}
+	}
+	return hub.AuthMethod{Scope: "hub", Type: "sas"}
+}
+
+// identityPath is what a token for a device or module names behind the host.
+func identityPath(t hub.Target) string {
+	path := "devices/" + t.DeviceID
+	if t.ModuleID != "" {
+		path += "/modules/" + t.ModuleID
+	}
+	return path
 }
 
 // check looks for a claim when the one found last has expired.
@@ -219,8 +280,8 @@ func (n *Nodes) verify(token string) (grant, error) {
 // came farthest is the one that the token is meant for.
 func progress(err error) int {
 	switch {
-	case errors.Is(err, sas.ErrUnknownPolicy):
-		return 0
+	case errors.Is(err, sas.ErrUnknownPolicy), errors.Is(err, sas.ErrMalformed):
+		return 0 // the token of a device is malformed where there are none
 	case errors.Is(err, sas.ErrScope):
 		return 1
 	case errors.Is(err, sas.ErrSignature):
@@ -232,24 +293,22 @@ func progress(err error) int {
 // Names in SASL PLAIN (IoT Hub docs: "Control access to IoT Hub by using shared
 // access signatures": protocol specifics).
 const (
-	policyInfix = "@sas.root."
-	deviceInfix = "@sas."
+	sasInfix     = "@sas."
+	policyPrefix = "root."
 )
 
 // Plain checks the credentials of SASL PLAIN, for amqpserver.Options.Plain. The
-// password is a token for {policy}@sas.root.{hub} and {device}@sas.{hub}; any
-// other user is a policy and the password its key, as on Service Bus and Event
-// Hubs.
+// password is a token for {policy}@sas.root.{hub}, {device}@sas.{hub} and
+// {device}/{module}@sas.{hub}; any other user is a policy and the password its
+// key, as on Service Bus and Event Hubs.
 func (n *Nodes) Plain(_ context.Context, c amqpserver.Credentials) (any, error) {
-	if policy, _, ok := strings.Cut(c.User, policyInfix); ok {
-		g, err := n.verify(c.Password)
-		if err == nil && (g.realm.kind != hubRealm || g.claims.Policy != policy) {
-			err = errors.New("the token is not one of the policy in the user name")
+	// The last one, because IDs of devices may contain the infix.
+	if i := strings.LastIndex(c.User, sasInfix); i >= 0 {
+		name, host := c.User[:i], c.User[i+len(sasInfix):]
+		if strings.HasPrefix(host, policyPrefix) {
+			return n.plainPolicy(name, c.Password)
 		}
-		return g, err
-	}
-	if device, _, ok := strings.Cut(c.User, deviceInfix); ok {
-		return n.plainDevice(device, c.Password)
+		return n.plainDevice(name, c.Password)
 	}
 	for _, r := range n.realms {
 		if r.kind == hubRealm {
@@ -266,15 +325,34 @@ func (n *Nodes) Plain(_ context.Context, c amqpserver.Credentials) (any, error) 
 	return nil, errors.New("no policy has this name and key")
 }
 
-func (n *Nodes) plainDevice(id, token string) (any, error) {
+func (n *Nodes) plainPolicy(name, token string) (any, error) {
+	g, err := n.verify(token)
+	if err == nil && (g.realm.kind != hubRealm || g.claims.Policy != name) {
+		err = errors.New("the token is not one of the policy in the user name")
+	}
+	return g, err
+}
+
+func (n *Nodes) plainDevice(name, token string) (any, error) {
+	var t hub.Target
+	t.DeviceID, t.ModuleID, _ = strings.Cut(name, "/")
 	for _, r := range n.realms {
-		if r.kind != hubRealm {
-			continue
+		if r.kind == hubRealm {
+			c, err := r.tokens.Verify(token, r.resource(identityPath(t)))
+			return tokenGrant(r, c), err
 		}
-		c, err := r.tokens.Verify(token, r.resource("devices/"+id))
-		return tokenGrant(r, c), err
 	}
 	return nil, errors.New("there is no hub here")
+}
+
+// External lets a peer in that has a TLS client certificate, for
+// amqpserver.Options.External. Whose certificate it is shows when a link names
+// the device.
+func (n *Nodes) External(_ context.Context, nc net.Conn) (any, error) {
+	if len(amqpserver.PeerCertificates(nc)) == 0 {
+		return nil, errors.New("the connection has no TLS client certificate")
+	}
+	return nil, nil
 }
 
 func sameKey(keys sas.Keys, key string) bool {

@@ -2,6 +2,7 @@ package amqpnodes
 
 import (
 	"errors"
+	"net/http"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/broker"
@@ -13,6 +14,7 @@ import (
 const (
 	condDeadLetter          amqp.Symbol = "com.microsoft:dead-letter"
 	condMessageLockLost     amqp.Symbol = "com.microsoft:message-lock-lost"
+	condMessageNotFound     amqp.Symbol = "com.microsoft:message-not-found"
 	condArgumentError       amqp.Symbol = "com.microsoft:argument-error"
 	condArgumentOutOfRange  amqp.Symbol = "com.microsoft:argument-out-of-range"
 	condThrottled           amqp.Symbol = "com.microsoft:device-container-throttled"
@@ -20,6 +22,7 @@ const (
 	condDeviceAlreadyExists amqp.Symbol = "com.microsoft:device-already-exists"
 	condPreconditionFailed  amqp.Symbol = "com.microsoft:precondition-failed"
 	condTimeout             amqp.Symbol = "com.microsoft:timeout"
+	condServerBusy          amqp.Symbol = "com.microsoft:server-busy"
 )
 
 // brokerConditions maps errors of queues, topics and event logs.
@@ -54,6 +57,7 @@ func brokerError(err error) error {
 var hubConditions = map[hub.Code]amqp.Symbol{
 	hub.CodeDeviceNotFound:        amqp.CondNotFound,
 	hub.CodeModuleNotFound:        amqp.CondNotFound,
+	hub.CodeConnectionReplaced:    amqp.CondStolen,
 	hub.CodeMaxQueueDepthExceeded: amqp.CondResourceLimitExceeded,
 	hub.CodeMessageTooLarge:       amqp.CondMessageSizeExceeded,
 	hub.CodeUnauthorized:          amqp.CondUnauthorizedAccess,
@@ -81,7 +85,7 @@ func hubError(err error) error {
 	}
 	condition, ok := hubConditions[e.Code]
 	if !ok {
-		condition = amqp.CondInternalError
+		condition = statusCondition(e.Code.Status())
 	}
 	return &amqp.Error{
 		Condition:   condition,
@@ -91,4 +95,23 @@ func hubError(err error) error {
 			"com.microsoft:tracking-id": e.TrackingID,
 		},
 	}
+}
+
+// statusCondition is the condition for codes that clients have none of their own
+// for.
+func statusCondition(status int) amqp.Symbol {
+	switch status {
+	case http.StatusUnauthorized:
+		return amqp.CondUnauthorizedAccess
+	case http.StatusNotFound:
+		return amqp.CondNotFound
+	case http.StatusTooManyRequests:
+		return condThrottled
+	case http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return condTimeout
+	}
+	if status < http.StatusInternalServerError {
+		return amqp.CondNotAllowed
+	}
+	return amqp.CondInternalError
 }

@@ -15,7 +15,13 @@
 //	/messages/serviceBound/feedback             IoT Hub: delivery feedback
 //	/messages/serviceBound/filenotifications    IoT Hub: attaches, and stays silent
 //	/messages/events[/...]                      IoT Hub: redirect to the events endpoint
+//	/devices/{d}/messages/events                IoT Hub devices: telemetry
+//	/devices/{d}/messages/devicebound           IoT Hub devices: cloud-to-device messages
+//	/devices/{d}/methods/devicebound            IoT Hub devices: direct methods, a pair of links
+//	/devices/{d}/twin                           IoT Hub devices: twin, a pair of links
+//	/devices/{d}/modules/{m}/...                IoT Hub modules: the same
 //
 // Every link but those of $cbs needs a claim for its address: from a token put
-// to $cbs, or from SASL PLAIN.
+// to $cbs, from SASL PLAIN or, for devices, from the certificate that the peer
+// showed in the TLS handshake.
 package amqpnodes

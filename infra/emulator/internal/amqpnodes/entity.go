@@ -12,7 +12,7 @@ import (
 
 // entityTarget takes messages for a queue or a topic.
 type entityTarget struct {
-	*guard
+	permit
 	entity broker.Target
 }
 
@@ -27,7 +27,7 @@ func (h *handler) openEntity(addr address, a *amqpserver.Attach) (amqpserver.Tar
 	}
 	a.MaxMessageSize = uint64(entity.MaxMessageSize())
 	g.watch(a)
-	return &entityTarget{g, entity}, nil
+	return &entityTarget{h.sending(g, addr.entity), entity}, nil
 }
 
 // entity finds a queue or topic to send to.
@@ -40,7 +40,7 @@ func (h *handler) entity(name string) (broker.Target, error) {
 		if _, err := h.nodes.cfg.Namespace.Source(name); err == nil {
 			return nil, amqp.Errorf(amqp.CondNotAllowed, "%q can't be sent to; send to its topic or queue", name)
 		}
-		return nil, amqp.Errorf(amqp.CondNotFound, "no queue or topic %q; entities come from the emulator's configuration", name)
+		return nil, amqp.Errorf(amqp.CondNotFound, "the messaging entity %q could not be found; entities come from the emulator's configuration", name)
 	}
 	if err != nil {
 		return nil, brokerError(err)
@@ -55,7 +55,7 @@ func (h *handler) queue(path string) (*broker.Queue, error) {
 	}
 	queue, err := h.nodes.cfg.Namespace.Source(path)
 	if errors.Is(err, broker.ErrNotFound) || err == nil && queue == nil { // nil: it has no dead-letter queue
-		return nil, amqp.Errorf(amqp.CondNotFound, "no queue or subscription %q; entities come from the emulator's configuration", path)
+		return nil, amqp.Errorf(amqp.CondNotFound, "the messaging entity %q could not be found; entities come from the emulator's configuration", path)
 	}
 	if err != nil {
 		return nil, brokerError(err)
@@ -67,7 +67,7 @@ func (h *handler) queue(path string) (*broker.Queue, error) {
 // stored; refusals are always Rejected, because azservicebus counts Released and
 // Modified as success.
 func (t *entityTarget) Deliver(_ context.Context, in *amqpserver.Incoming) {
-	msgs, err := t.take(in)
+	msgs, err := take(t, in)
 	if err != nil {
 		in.Reject(err)
 		return
@@ -76,8 +76,8 @@ func (t *entityTarget) Deliver(_ context.Context, in *amqpserver.Incoming) {
 }
 
 // take decodes the messages of a transfer if the link still has its right.
-func (g *guard) take(in *amqpserver.Incoming) ([]*amqp.Message, error) {
-	if err := g.check(); err != nil {
+func take(p permit, in *amqpserver.Incoming) ([]*amqp.Message, error) {
+	if err := p.check(); err != nil {
 		return nil, err
 	}
 	msgs, err := in.Messages()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +20,9 @@ const (
 	propEpoch      = "com.microsoft:epoch" // the owner level
 	filterSelector = "apache.org:selector-filter:string"
 	annotOffset    = "x-opt-offset"
+	// capLatest asks for what is newest in the partition with each event (Event
+	// Hubs SDK for JavaScript 6.0, option trackLastEnqueuedEventProperties).
+	capLatest amqp.Symbol = "com.microsoft:enable-receiver-runtime-metric"
 )
 
 // eventBatch is how many events are read ahead of the peer's credit.
@@ -27,8 +31,9 @@ const eventBatch = 100
 // eventSource gives out the events of a partition. A goroutine of its own waits
 // for them; reading ahead takes nothing away from others.
 type eventSource struct {
-	*guard
+	permit
 	reader *broker.Reader
+	latest func() (broker.PartitionProperties, error) // nil if nobody asked for it
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	more   chan struct{} // asks for the next batch
@@ -49,7 +54,7 @@ func (h *handler) openConsumer(ctx context.Context, addr address, a *amqpserver.
 		return nil, err
 	}
 	if !log.HasConsumerGroup(opts.ConsumerGroup) {
-		return nil, amqp.Errorf(amqp.CondNotFound, "event hub %q has no consumer group %q", log.Name(), opts.ConsumerGroup)
+		return nil, amqp.Errorf(amqp.CondNotFound, "the messaging entity %q could not be found: event hub %q has no such consumer group", opts.ConsumerGroup, log.Name())
 	}
 	if _, err := log.Partition(opts.PartitionID); err != nil {
 		return nil, noPartition(log, opts.PartitionID)
@@ -68,7 +73,12 @@ func (h *handler) openConsumer(ctx context.Context, addr address, a *amqpserver.
 	// azeventhubs never settles events, and would run out of credit.
 	a.Settled = true
 	g.watch(a)
-	return newEventSource(ctx, g, reader), nil
+	s := newEventSource(ctx, h.receiving(g, addr.entity), reader)
+	if slices.Contains(a.DesiredCapabilities, capLatest) {
+		a.OfferedCapabilities = []amqp.Symbol{capLatest}
+		s.latest = func() (broker.PartitionProperties, error) { return log.Partition(opts.PartitionID) }
+	}
+	return s, nil
 }
 
 // admitEvents finds an event hub and checks the right to read at a path.
@@ -83,7 +93,7 @@ func (h *handler) admitEvents(name, path string) (*broker.EventLog, *guard, erro
 		return nil, nil, err
 	}
 	if log == nil {
-		return nil, nil, amqp.Errorf(amqp.CondNotFound, "no event hub %q", name)
+		return nil, nil, amqp.Errorf(amqp.CondNotFound, "the messaging entity %q could not be found: there is no such event hub", name)
 	}
 	return log, g, nil
 }
@@ -158,9 +168,9 @@ func parsePosition(expression string) (broker.Position, error) {
 	return p, nil
 }
 
-func newEventSource(ctx context.Context, g *guard, r *broker.Reader) *eventSource {
+func newEventSource(ctx context.Context, p permit, r *broker.Reader) *eventSource {
 	ctx, cancel := context.WithCancel(ctx)
-	s := &eventSource{guard: g, reader: r, cancel: cancel, more: make(chan struct{}, 1), ready: make(chan struct{}, 1)}
+	s := &eventSource{permit: p, reader: r, cancel: cancel, more: make(chan struct{}, 1), ready: make(chan struct{}, 1)}
 	s.wg.Go(func() { s.read(ctx) })
 	return s
 }
@@ -203,13 +213,32 @@ func (s *eventSource) Next(context.Context) (*amqpserver.Outgoing, error) {
 	if s.events = s.events[1:]; len(s.events) == 0 {
 		s.more <- struct{}{}
 	}
-	return &amqpserver.Outgoing{Message: eventMessage(e)}, nil
+	m := eventMessage(e)
+	if s.latest != nil {
+		p, err := s.latest()
+		if err != nil {
+			return nil, brokerError(err)
+		}
+		m.DeliveryAnnotations = latestAnnotations(p)
+	}
+	return &amqpserver.Outgoing{Message: m}, nil
+}
+
+// latestAnnotations say what is newest in a partition (azure-sdk-for-js, event-hubs
+// src/eventData.ts).
+func latestAnnotations(p broker.PartitionProperties) map[string]any {
+	return map[string]any{
+		"last_enqueued_sequence_number":   p.LastEnqueuedSequenceNumber,
+		"last_enqueued_offset":            p.LastEnqueuedOffset,
+		"last_enqueued_time_utc":          p.LastEnqueuedTime,
+		"runtime_info_retrieval_time_utc": time.Now().UTC(),
+	}
 }
 
 func (s *eventSource) Ready() <-chan struct{} { return s.ready }
 
 func (s *eventSource) Close() {
-	s.guard.Close()
+	s.permit.Close()
 	s.cancel()
 	s.reader.Close()
 	s.wg.Wait()
@@ -233,7 +262,7 @@ func eventMessage(e *broker.Event) *amqp.Message {
 
 // producer takes events for an event hub or one of its partitions.
 type producer struct {
-	*guard
+	permit
 	log       *broker.EventLog
 	partition string
 }
@@ -245,7 +274,7 @@ func (h *handler) openProducer(addr address, a *amqpserver.Attach) (amqpserver.T
 	}
 	log, _ := h.nodes.eventLog(addr.entity)
 	if log == nil {
-		return nil, amqp.Errorf(amqp.CondNotFound, "no event hub %q", addr.entity)
+		return nil, amqp.Errorf(amqp.CondNotFound, "the messaging entity %q could not be found: there is no such event hub", addr.entity)
 	}
 	if addr.partition != "" {
 		if _, err := log.Partition(addr.partition); err != nil {
@@ -254,11 +283,11 @@ func (h *handler) openProducer(addr address, a *amqpserver.Attach) (amqpserver.T
 	}
 	a.MaxMessageSize = uint64(log.Options().MaxMessageSize)
 	g.watch(a)
-	return &producer{g, log, addr.partition}, nil
+	return &producer{h.sending(g, addr.entity), log, addr.partition}, nil
 }
 
 func (p *producer) Deliver(_ context.Context, in *amqpserver.Incoming) {
-	msgs, err := p.take(in)
+	msgs, err := take(p, in)
 	if err != nil {
 		in.Reject(err)
 		return

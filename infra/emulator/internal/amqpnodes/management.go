@@ -50,12 +50,21 @@ var operations = map[string]operation{
 }
 
 func (m *management) respond(ctx context.Context, r *request) response {
+	answer := m.answer(ctx, r)
+	answer.serviceBus = true
+	return answer
+}
+
+func (m *management) answer(ctx context.Context, r *request) response {
 	op, ok := operations[r.operation]
 	if !ok {
 		return failure(http.StatusNotImplemented, amqp.CondNotImplemented,
 			"the emulator has no operation "+r.operation+" on "+m.entity)
 	}
 	if _, err := m.handler.admit(m.entity+"/$management", right{namespaceRealm, op.permission}); err != nil {
+		return failed(err)
+	}
+	if err := m.handler.admitAccess(m.entity, op.permission == sas.Send); err != nil {
 		return failed(err)
 	}
 	body, err := op.run(m, ctx, r.body())
@@ -78,6 +87,7 @@ func (m *management) respond(ctx context.Context, r *request) response {
 // apart: 401 and 404 are final, 410 is a lost lock, 500 is tried again.
 var managementStatus = map[amqp.Symbol]int32{
 	condMessageLockLost:            http.StatusGone,
+	condMessageNotFound:            http.StatusNotFound,
 	condArgumentError:              http.StatusBadRequest,
 	amqp.CondUnauthorizedAccess:    http.StatusUnauthorized,
 	amqp.CondNotFound:              http.StatusNotFound,
@@ -194,7 +204,7 @@ func (m *management) receiveDeferred(ctx context.Context, body map[string]any) (
 	}
 	deliveries, err := queue.ReceiveDeferred(ctx, mode, numbers...)
 	if err != nil {
-		return nil, err
+		return nil, messageError(err)
 	}
 	messages := []any{}
 	for _, d := range deliveries {
@@ -327,5 +337,14 @@ func (m *management) cancelScheduled(ctx context.Context, body map[string]any) (
 	if err != nil {
 		return nil, err
 	}
-	return nil, target.CancelScheduled(ctx, numbers...)
+	return nil, messageError(target.CancelScheduled(ctx, numbers...))
+}
+
+// messageError names the condition that tells a message which isn't there from an
+// entity (azure-sdk-for-net, AmqpClientConstants.cs).
+func messageError(err error) error {
+	if errors.Is(err, broker.ErrNotFound) {
+		return amqp.Errorf(condMessageNotFound, "%v", err)
+	}
+	return err
 }

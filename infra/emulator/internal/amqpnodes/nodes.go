@@ -2,12 +2,13 @@ package amqpnodes
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"net"
 	"strings"
 	"sync"
-	"sync/atomic"
+	"time"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqpserver"
@@ -32,6 +33,9 @@ type Config struct {
 	// NamespaceTokens verifies tokens for Service Bus and Event Hubs entities
 	// (mode sas.NamespaceKeys).
 	NamespaceTokens *sas.Verifier
+
+	// Access may refuse what is done with entities; nil admits all.
+	Access Access
 
 	// EventsAddr is host:port of a TLS listener that serves these nodes; clients
 	// that ask the hub for its events are redirected there.
@@ -81,34 +85,77 @@ func New(cfg Config) (*Nodes, error) {
 // NewHandler returns the handler of one connection, for
 // amqpserver.Options.NewHandler.
 func (n *Nodes) NewHandler(p amqpserver.Peer) (amqpserver.Handler, error) {
-	h := &handler{nodes: n, log: n.cfg.Logger.With("peer", p.RemoteAddr), replies: make(map[replyKey][]*replySource)}
+	h := &handler{
+		nodes:        n,
+		log:          n.cfg.Logger.With("peer", p.RemoteAddr),
+		conn:         p.Conn,
+		certificates: p.Certificates,
+		replies:      make(map[replyKey][]*replySource),
+		devices:      make(map[hub.Target]*presence),
+	}
 	if g, ok := p.Identity.(grant); ok {
 		if err := h.claims.put(g); err != nil {
 			return nil, err
 		}
+		h.expiry = g.limit(p)
 	}
 	return h, nil
 }
 
-// handler holds what belongs to one connection.
-type handler struct {
-	nodes  *Nodes
-	log    *slog.Logger
-	claims claims
-	wg     sync.WaitGroup // management requests under way
-
-	waiting atomic.Int64 // replies that wait for credit
-
-	mu      sync.Mutex
-	replies map[replyKey][]*replySource
+// limit ends a connection whose peer authenticated with a token when that expires:
+// with SASL PLAIN there is one token for a connection (IoT Hub docs: "Control
+// access to IoT Hub with shared access signatures"). It returns nil for a grant
+// that doesn't expire.
+func (g grant) limit(p amqpserver.Peer) *time.Timer {
+	if g.byKey {
+		return nil
+	}
+	return time.AfterFunc(g.claims.Expires.Sub(g.realm.now()), func() {
+		p.Shut(amqp.Errorf(amqp.CondUnauthorizedAccess, "the token of the connection has expired"))
+	})
 }
 
-// Close waits for the requests under way. Their contexts have ended.
-func (h *handler) Close() { h.wg.Wait() }
+// handler holds what belongs to one connection.
+type handler struct {
+	nodes        *Nodes
+	log          *slog.Logger
+	conn         net.Conn
+	expiry       *time.Timer         // of the connection; nil for none
+	certificates []*x509.Certificate // that the peer proved to own, its own first
+	claims       claims
+	waiting      waiting        // messages that wait for credit
+	wg           sync.WaitGroup // requests under way, and the watches of devices
+
+	mu      sync.Mutex // guards all below
+	replies map[replyKey][]*replySource
+	devices map[hub.Target]*presence
+}
+
+// Authorized implements amqpserver.Authorizer. A certificate that turns out to be
+// nobody's opens no link, and the connection ends for that.
+func (h *handler) Authorized() bool { return len(h.certificates) > 0 || h.claims.any() }
+
+// Close waits for what is under way. The contexts of requests, and the sessions
+// of devices, have ended.
+func (h *handler) Close() {
+	if h.expiry != nil {
+		h.expiry.Stop()
+	}
+	h.wg.Wait()
+}
 
 // OpenSource implements amqpserver.Handler.
 func (h *handler) OpenSource(ctx context.Context, a *amqpserver.Attach) (amqpserver.Source, error) {
 	addr := parseAddress(a.Address)
+	source, err := h.openSource(ctx, addr, a)
+	if err != nil {
+		return nil, err
+	}
+	h.tellEntity(addr)
+	return source, nil
+}
+
+func (h *handler) openSource(ctx context.Context, addr address, a *amqpserver.Attach) (amqpserver.Source, error) {
 	switch addr.kind {
 	case kindCBS, kindEventsManagement, kindManagement:
 		return h.openReplies(addr, a)
@@ -120,6 +167,10 @@ func (h *handler) OpenSource(ctx context.Context, a *amqpserver.Attach) (amqpser
 		return nil, h.redirect()
 	case kindConsumer:
 		return h.openConsumer(ctx, addr, a)
+	case kindC2D:
+		return h.openC2D(ctx, addr, a)
+	case kindMethods, kindTwin:
+		return h.openPaired(ctx, addr, a)
 	case kindEntity:
 		return h.openQueue(addr, a)
 	}
@@ -129,6 +180,15 @@ func (h *handler) OpenSource(ctx context.Context, a *amqpserver.Attach) (amqpser
 // OpenTarget implements amqpserver.Handler.
 func (h *handler) OpenTarget(ctx context.Context, a *amqpserver.Attach) (amqpserver.Target, error) {
 	addr := parseAddress(a.Address)
+	target, err := h.openTarget(ctx, addr, a)
+	if err != nil {
+		return nil, err
+	}
+	h.tellEntity(addr)
+	return target, nil
+}
+
+func (h *handler) openTarget(ctx context.Context, addr address, a *amqpserver.Attach) (amqpserver.Target, error) {
 	switch addr.kind {
 	case kindCBS:
 		return h.requests(addr, a, true, h.putToken), nil
@@ -138,6 +198,12 @@ func (h *handler) OpenTarget(ctx context.Context, a *amqpserver.Attach) (amqpser
 		return h.openManagement(addr, a)
 	case kindDeviceBound:
 		return h.openDeviceBound(a)
+	case kindTelemetry:
+		return h.openTelemetry(ctx, addr, a)
+	case kindMethods:
+		return h.openMethodResponses(ctx, addr, a)
+	case kindTwin:
+		return h.openTwinRequests(ctx, addr, a)
 	case kindPartition:
 		return h.openProducer(addr, a)
 	case kindEntity:

@@ -62,6 +62,10 @@ func (k keyring) Policy(name string) (sas.Policy, error) {
 
 func (k keyring) Device(string) (sas.Device, error) { return sas.Device{}, sas.ErrUnknownDevice }
 
+func (k keyring) Module(string, string) (sas.Device, error) {
+	return sas.Device{}, sas.ErrUnknownDevice
+}
+
 // emulator is the core with AMQP around it, on a loopback port without TLS.
 type emulator struct {
 	hub       *hub.Hub
@@ -102,14 +106,35 @@ func must[T any](t *testing.T) func(T, error) T {
 
 func start(t *testing.T) *emulator {
 	t.Helper()
+	return startWith(t, func(*hub.Options) {})
+}
+
+// startWith is start with a hub of other options.
+func startWith(t *testing.T, change func(*hub.Options)) *emulator {
+	t.Helper()
+	e := newCore(t, change)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.addr = l.Addr().String()
+	e.serve(t, l)
+	return e
+}
+
+// newCore is the core alone.
+func newCore(t *testing.T, change func(*hub.Options)) *emulator {
+	t.Helper()
 	s := store.Memory()
 	e := &emulator{namespace: broker.NewNamespace(s), clock: &clock{}}
 	e.events = must[*broker.EventLog](t)(broker.OpenEventLog(s, hubName, broker.EventLogOptions{Partitions: 2}))
 	e.other = must[*broker.EventLog](t)(e.namespace.CreateEventLog(otherName, broker.EventLogOptions{Partitions: 2}))
-	e.hub = must[*hub.Hub](t)(hub.Open(s, hub.Options{
+	opts := hub.Options{
 		Name: hubName, Events: e.events, FallbackRoute: true,
 		Feedback: hub.FeedbackOptions{Interval: time.Millisecond},
-	}))
+	}
+	change(&opts)
+	e.hub = must[*hub.Hub](t)(hub.Open(s, opts))
 	queue := must[*broker.Queue](t)
 	queue(e.namespace.CreateQueue("queue", broker.QueueOptions{MaxDeliveryCount: 3}))
 	must[*broker.Topic](t)(e.namespace.CreateTopic("topic", broker.TopicOptions{DuplicateWindow: time.Minute}))
@@ -120,22 +145,17 @@ func start(t *testing.T) *emulator {
 		e.namespace.Close()
 		e.events.Close()
 	})
-	e.listen(t)
 	return e
 }
 
-func (e *emulator) listen(t *testing.T) {
+// serve serves AMQP on a listener until the end of the test.
+func (e *emulator) serve(t *testing.T, l net.Listener) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	e.addr = l.Addr().String()
 	nodes, err := amqpnodes.New(e.config())
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := amqpserver.New(amqpserver.Options{NewHandler: nodes.NewHandler, Plain: nodes.Plain})
+	server := amqpserver.New(amqpserver.Options{NewHandler: nodes.NewHandler, Plain: nodes.Plain, External: nodes.External})
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"time"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqpserver"
@@ -18,7 +19,7 @@ const filterSession = "com.microsoft:session-filter"
 // receive and delete, the server settles a delivery when it has been sent: that
 // completes it.
 type queueSource struct {
-	*guard
+	permit
 	queue    *broker.Queue
 	consumer *broker.Consumer
 	// present makes the message that the peer gets.
@@ -41,12 +42,16 @@ func (h *handler) openQueue(addr address, a *amqpserver.Attach) (amqpserver.Sour
 	}
 	a.ReplyFilter = nil // no other filter has an effect
 	g.watch(a)
-	return newQueueSource(g, queue, serviceBusMessage, serviceBusSettlement), nil
+	present := serviceBusMessage
+	if a.Settled {
+		present = deletedMessage
+	}
+	return newQueueSource(h.receiving(g, addr.entity), queue, present, serviceBusSettlement), nil
 }
 
-func newQueueSource(g *guard, q *broker.Queue, present func(*broker.Delivery) *amqp.Message, decide func(amqp.DeliveryState) broker.Settlement) *queueSource {
+func newQueueSource(p permit, q *broker.Queue, present func(*broker.Delivery) *amqp.Message, decide func(amqp.DeliveryState) broker.Settlement) *queueSource {
 	return &queueSource{
-		guard:    g,
+		permit:   p,
 		queue:    q,
 		consumer: q.NewConsumer(broker.ConsumerOptions{Mode: broker.PeekLock}),
 		present:  present,
@@ -77,7 +82,7 @@ func (s *queueSource) Ready() <-chan struct{} { return s.consumer.Ready() }
 // Close leaves the locks of unsettled messages in force: azservicebus may settle
 // them over $management after the link is gone.
 func (s *queueSource) Close() {
-	s.guard.Close()
+	s.permit.Close()
 	s.consumer.Close()
 }
 
@@ -196,6 +201,14 @@ func serviceBusMessage(d *broker.Delivery) *amqp.Message {
 	m.ApplicationProperties = textProperties(m.ApplicationProperties,
 		broker.PropertyDeadLetterReason, broker.PropertyDeadLetterDescription)
 	return &m
+}
+
+// deletedMessage is one that goes to a link which receives and deletes: its lock
+// is no business of the peer's.
+func deletedMessage(d *broker.Delivery) *amqp.Message {
+	free := *d
+	free.LockedUntil = time.Time{}
+	return serviceBusMessage(&free)
 }
 
 func header(d *broker.Delivery) *amqp.Header {

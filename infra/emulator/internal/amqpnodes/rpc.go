@@ -4,7 +4,6 @@ import (
 	"context"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqpserver"
@@ -12,8 +11,6 @@ import (
 
 // Bounds on what a peer that gives no credit can pile up, without any claim.
 const (
-	// maxReplies is how many replies of a connection may wait.
-	maxReplies = 1000
 	// maxRequest is the largest request, in bytes, to the nodes that need no
 	// claim. Tokens have a few thousand at most.
 	maxRequest = 64 << 10
@@ -36,15 +33,10 @@ func keyOf(addr address, a *amqpserver.Attach) replyKey {
 
 // replySource gives out the replies of a node.
 type replySource struct {
+	*mailbox
 	handler *handler
 	key     replyKey
 	address string // where the peer wants replies sent to
-
-	ready chan struct{}
-
-	mu     sync.Mutex // guards all below
-	queue  []*amqp.Message
-	closed bool
 }
 
 // openReplies opens the receiving half of a request-response pair. Who may get
@@ -53,33 +45,16 @@ func (h *handler) openReplies(addr address, a *amqpserver.Attach) (amqpserver.So
 	// The clients neither settle replies nor get credit for them again unless
 	// they come settled, whatever mode they ask for.
 	a.Settled = true
-	s := &replySource{handler: h, key: keyOf(addr, a), address: a.PeerAddress, ready: make(chan struct{}, 1)}
+	s := &replySource{mailbox: newMailbox(&h.waiting), handler: h, key: keyOf(addr, a), address: a.PeerAddress}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.replies[s.key] = append(h.replies[s.key], s)
 	return s, nil
 }
 
-func (s *replySource) Next(context.Context) (*amqpserver.Outgoing, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.queue) == 0 {
-		return nil, nil
-	}
-	m := s.queue[0]
-	s.queue = s.queue[1:]
-	s.handler.waiting.Add(-1)
-	return &amqpserver.Outgoing{Message: m}, nil
-}
-
-func (s *replySource) Ready() <-chan struct{} { return s.ready }
-
 func (s *replySource) Close() {
 	h := s.handler
-	s.mu.Lock()
-	h.waiting.Add(-int64(len(s.queue)))
-	s.queue, s.closed = nil, true
-	s.mu.Unlock()
+	s.mailbox.close()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	left := slices.DeleteFunc(h.replies[s.key], func(other *replySource) bool { return other == s })
@@ -90,28 +65,10 @@ func (s *replySource) Close() {
 	h.replies[s.key] = left
 }
 
-// push queues a reply; false if too many wait. One for a link that has gone
-// meanwhile is dropped.
-func (s *replySource) push(m *amqp.Message) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return true
-	}
-	if s.handler.waiting.Add(1) > maxReplies {
-		s.handler.waiting.Add(-1)
-		return false
-	}
-	s.queue = append(s.queue, m)
-	select {
-	case s.ready <- struct{}{}:
-	default:
-	}
-	return true
-}
-
-// replyLink finds the link for a reply: the one with that address, else the only
-// one there is. Clients that use one pair for all are careless with the address.
+// replyLink finds the link for a reply: the one with that address, else the newest.
+// Clients that use one pair for all are careless with the address, and of one
+// that puts tokens over a pair of links each, the link before may still be on its
+// way out.
 func (h *handler) replyLink(key replyKey, replyTo string) *replySource {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -121,10 +78,10 @@ func (h *handler) replyLink(key replyKey, replyTo string) *replySource {
 			return s
 		}
 	}
-	if len(links) == 1 {
-		return links[0]
+	if len(links) == 0 {
+		return nil
 	}
-	return nil
+	return links[len(links)-1]
 }
 
 // request is a request to a node.
@@ -151,14 +108,19 @@ type response struct {
 	description string
 	condition   amqp.Symbol // of the error; may be empty
 	body        any
+	// serviceBus spells names as the management nodes of Service Bus do.
+	serviceBus bool
 }
 
 func failure(status int32, condition amqp.Symbol, description string) response {
 	return response{status: status, condition: condition, description: description}
 }
 
-// message is the reply's wire form. status-code must be an int: clients take
-// any other type for a missing code.
+// message is the reply's wire form. The status must be an int: clients take any
+// other type for a missing one. Its name is status-code (AMQP Claims-based
+// Security 1.0 §3.3), but statusCode in Service Bus (Service Bus docs: "AMQP 1.0 in
+// Azure Service Bus: request-response-based operations"), and the SDK for
+// JavaScript looks for that one alone in answers to peek-message.
 func (r response) message(to *amqp.Message) *amqp.Message {
 	var p amqp.Properties
 	if q := to.Properties; q != nil {
@@ -169,10 +131,11 @@ func (r response) message(to *amqp.Message) *amqp.Message {
 		p.To = q.ReplyTo
 	}
 	description := r.description[:min(len(r.description), maxDescription)]
-	props := map[string]any{
-		"status-code":        r.status,
-		"status-description": strings.ToValidUTF8(description, "?"),
+	status, text := "status-code", "status-description"
+	if r.serviceBus {
+		status, text = "statusCode", "statusDescription"
 	}
+	props := map[string]any{status: r.status, text: strings.ToValidUTF8(description, "?")}
 	if r.condition != "" {
 		props["errorCondition"] = r.condition // the name that the Service Bus SDK for .NET reads
 	}
@@ -219,8 +182,8 @@ func (t *requestTarget) Deliver(ctx context.Context, in *amqpserver.Incoming) {
 	r := &request{msg: m}
 	r.operation = r.property("operation")
 	answer := func() {
-		if !link.push(t.respond(ctx, r).message(m)) {
-			in.Reject(amqp.Errorf(amqp.CondResourceLimitExceeded, "%d replies wait for credit", maxReplies))
+		if !link.push(t.respond(ctx, r).message(m), 0) {
+			in.Reject(amqp.Errorf(amqp.CondResourceLimitExceeded, "%d replies wait for credit", maxWaiting))
 			return
 		}
 		in.Accept()

@@ -3,9 +3,7 @@ package amqpnodes
 import (
 	"context"
 	"maps"
-	"net/url"
 	"strconv"
-	"strings"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqpserver"
@@ -41,7 +39,7 @@ func (h *handler) admitService(path string) (*guard, error) {
 }
 
 func (t *deviceBound) Deliver(_ context.Context, in *amqpserver.Incoming) {
-	msgs, err := t.take(in)
+	msgs, err := take(t, in)
 	if err != nil {
 		in.Reject(err)
 		return
@@ -51,7 +49,13 @@ func (t *deviceBound) Deliver(_ context.Context, in *amqpserver.Incoming) {
 		return
 	}
 	m := msgs[0]
-	deviceID, err := boundFor(m.Properties)
+	target, err := boundFor(m.Properties)
+	if err == nil {
+		err = t.admitsC2D(target)
+	}
+	if err == nil {
+		err = flatten(m)
+	}
 	if err != nil {
 		in.Reject(err)
 		return
@@ -60,28 +64,32 @@ func (t *deviceBound) Deliver(_ context.Context, in *amqpserver.Incoming) {
 	if t := m.Properties.AbsoluteExpiryTime; t != nil && t.UnixMilli() <= 0 {
 		m.Properties.AbsoluteExpiryTime = nil
 	}
-	t.hub.SendC2DAsync(deviceID, m, stored(in, hubError))
+	t.hub.SendC2DAsync(target.DeviceID, m, stored(in, hubError))
 }
 
-// boundFor returns the device that a message is for, from its property to:
-// /devices/{percent-encoded ID}/messages/devicebound.
-func boundFor(p *amqp.Properties) (string, error) {
+// admitsC2D refuses messages for modules, which a hub doesn't send them.
+func (t *deviceBound) admitsC2D(target hub.Target) error {
+	if target.ModuleID == "" {
+		return nil
+	}
+	if _, err := t.hub.GetModule(target); err != nil {
+		return hubError(err)
+	}
+	return amqp.Errorf(amqp.CondNotAllowed, "modules can't be sent cloud-to-device messages; send them to the device")
+}
+
+// boundFor returns what a message is for, from its property to:
+// /devices/{percent-encoded ID}/messages/devicebound, or
+// /devices/{ID}/modules/{ID}/messages/devicebound.
+func boundFor(p *amqp.Properties) (hub.Target, error) {
 	if p == nil || p.To == nil {
-		return "", amqp.Errorf(condArgumentError, "the property to is missing; set it to /devices/{id}/messages/devicebound")
+		return hub.Target{}, amqp.Errorf(condArgumentError, "the property to is missing; set it to /devices/{id}/messages/devicebound")
 	}
-	segments := strings.Split(parseAddress(*p.To).path, "/")
-	if len(segments) > 2 && strings.EqualFold(segments[2], "modules") {
-		return "", amqp.Errorf(amqp.CondNotImplemented, "the emulator sends no messages to modules")
+	addr := parseAddress(*p.To)
+	if addr.kind != kindC2D || addr.target.DeviceID == "" {
+		return hub.Target{}, amqp.Errorf(condArgumentError, "the property to is %q; set it to /devices/{id}/messages/devicebound", *p.To)
 	}
-	if len(segments) != 4 || !strings.EqualFold(segments[0], "devices") || segments[1] == "" ||
-		!strings.EqualFold(segments[2]+"/"+segments[3], "messages/devicebound") {
-		return "", amqp.Errorf(condArgumentError, "the property to is %q; set it to /devices/{id}/messages/devicebound", *p.To)
-	}
-	id, err := url.PathUnescape(segments[1])
-	if err != nil {
-		return "", amqp.Errorf(condArgumentError, "the device ID in the property to is not percent-encoded")
-	}
-	return id, nil
+	return addr.target, nil
 }
 
 func (h *handler) openFeedback(a *amqpserver.Attach) (amqpserver.Source, error) {
@@ -90,7 +98,7 @@ func (h *handler) openFeedback(a *amqpserver.Attach) (amqpserver.Source, error) 
 		return nil, err
 	}
 	g.watch(a)
-	return newQueueSource(g, h.nodes.cfg.Hub.Feedback(), feedbackMessage, feedbackSettlement), nil
+	return newQueueSource(g, h.nodes.cfg.Hub.Feedback(), feedbackMessage, hubSettlement), nil
 }
 
 // feedbackMessage is a batch of feedback records as the hub gives it out.
@@ -107,10 +115,10 @@ func feedbackMessage(d *broker.Delivery) *amqp.Message {
 	return &m
 }
 
-// feedbackSettlement: accepting completes, rejecting gives up, and everything else
-// gives the batch to the next receiver (IoT Hub docs: "Send cloud-to-device
-// messages": message feedback).
-func feedbackSettlement(outcome amqp.DeliveryState) broker.Settlement {
+// hubSettlement: accepting completes, rejecting gives up, and everything else
+// makes the message available again (IoT Hub docs: "Send cloud-to-device
+// messages": life cycle, and message feedback).
+func hubSettlement(outcome amqp.DeliveryState) broker.Settlement {
 	switch outcome.(type) {
 	case *amqp.Accepted:
 		return broker.Settlement{Action: broker.Complete}
@@ -121,8 +129,9 @@ func feedbackSettlement(outcome amqp.DeliveryState) broker.Settlement {
 }
 
 // silentSource never has a message. File upload is not emulated, but clients
-// that subscribe to its notifications expect the link.
-type silentSource struct{ *guard }
+// that subscribe to its notifications expect the link; so do modules that wait
+// for cloud-to-device messages, which only devices get.
+type silentSource struct{ permit }
 
 func (h *handler) openFileNotifications(a *amqpserver.Attach) (amqpserver.Source, error) {
 	g, err := h.admitService("messages/servicebound/filenotifications")

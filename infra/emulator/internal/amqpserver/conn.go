@@ -3,6 +3,7 @@ package amqpserver
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -56,13 +57,18 @@ type conn struct {
 	sessions map[uint16]*session
 	names    map[linkKey]*link // live links by name
 	links    int               // of all sessions, until the peer lets go of their handles
+	lonely   *lonely
 }
 
-// linkKey identifies a link within its connection (§2.6.1): one name may be used
-// once in each direction.
+// linkKey identifies a link: one name may be used once in each direction
+// (§2.6.1). By the letter of the specification that is within a connection, but
+// the cloud counts the names of each session for themselves, and the IoT SDK for
+// C# relies on it: it gives each device of a connection a session of its own, with
+// links of the same names in each (AmqpIotSession.cs).
 type linkKey struct {
-	name string
-	role amqp.Role
+	channel uint16
+	name    string
+	role    amqp.Role
 }
 
 func newConn(opts Options, nc net.Conn) *conn {
@@ -111,9 +117,12 @@ func (c *conn) run(ctx context.Context) error {
 		}
 		written <- err
 	}()
+	stopWatching := c.watchIdle()
 	linkCtx, cancel := context.WithCancel(ctx)
 	err := c.read(linkCtx)
 	cancel()
+	stopWatching()
+	c.out.uncork()
 	failed := c.out.failed() // if so, it was the writing goroutine that ended it
 	for _, s := range c.sessions {
 		s.drop()
@@ -173,7 +182,7 @@ func (c *conn) isClosing() bool {
 // is an *amqp.Error for it.
 func (c *conn) read(ctx context.Context) error {
 	for {
-		if err := c.extend(); err != nil {
+		if err := c.ready(); err != nil {
 			return err
 		}
 		f, err := c.readFrame()
@@ -192,16 +201,40 @@ func (c *conn) read(ctx context.Context) error {
 		if _, ok := f.Body.(*amqp.Close); ok {
 			return nil
 		}
-		if ctx.Err() != nil {
-			continue // shutting down: only the answer to our close matters
+		if ctx.Err() != nil || c.isClosing() {
+			continue // only the answer to our close matters
 		}
 		if err := c.handle(ctx, f); err != nil {
 			return err
 		}
+		c.lonely.watch(c.links)
 		// Without this, a peer that sends and never reads could fill the
 		// memory with answers. The next round looks at the context.
 		_ = c.out.await(ctx)
 	}
+}
+
+// ready prepares for the next frame: while one is there already, answers wait for
+// those to come; when the peer has to send one, they go out, and it has its full
+// time.
+func (c *conn) ready() error {
+	if c.frameBuffered() {
+		c.out.cork()
+		return nil
+	}
+	c.out.uncork()
+	return c.extend()
+}
+
+// frameBuffered reports whether the next frame can be read without the network.
+func (c *conn) frameBuffered() bool {
+	const sizeField = 4
+	n := c.in.Buffered()
+	if n < sizeField {
+		return false
+	}
+	head, err := c.in.Peek(sizeField)
+	return err == nil && uint64(binary.BigEndian.Uint32(head)) <= uint64(n)
 }
 
 // readFrame reads the next frame. It stays valid until the next call.

@@ -2,7 +2,9 @@ package amqpserver
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
+	"net"
 	"strings"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
@@ -20,6 +22,15 @@ type Peer struct {
 	Hostname   string
 	Properties map[string]any
 	RemoteAddr string
+	// Certificates is the chain that the peer proved to own in the TLS
+	// handshake, its own first, as it sent them: nobody has verified the chain.
+	Certificates []*x509.Certificate
+	// Conn is the connection itself, for a handler to tell it, or what is below
+	// it, whose it is. It is the server's to read, write and close.
+	Conn net.Conn
+	// Shut ends the connection with a reason, mapped as for a refused attach. It
+	// doesn't wait for that, and is safe from any goroutine.
+	Shut func(reason error)
 }
 
 // Handler decides what a connection's links lead to. Its methods are called from
@@ -54,6 +65,8 @@ type Attach struct {
 	// Filter of the source; the values are usually of type amqp.Described.
 	Filter     map[string]any
 	Properties map[string]any
+	// DesiredCapabilities are extensions that the peer would like to have.
+	DesiredCapabilities []amqp.Symbol
 	// SenderSettleMode is what the peer asks for.
 	SenderSettleMode amqp.SenderSettleMode
 	// ReceiverSettleMode is what the peer asks for.
@@ -69,6 +82,8 @@ type Attach struct {
 	// Credit, for targets, is how many messages the peer may have under way; by
 	// default DefaultCredit.
 	Credit uint32
+	// OfferedCapabilities are those of the desired ones that the node has.
+	OfferedCapabilities []amqp.Symbol
 	// ReplyProperties go into the answer.
 	ReplyProperties map[string]any
 	// ReplyFilter is the filter in force that goes into the answer; by default

@@ -3,9 +3,12 @@ package amqpserver
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"time"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
@@ -32,7 +35,11 @@ func (c *conn) handshake(ctx context.Context) (Peer, error) {
 	}
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	peer := Peer{RemoteAddr: c.nc.RemoteAddr().String()}
+	peer := Peer{
+		RemoteAddr: c.nc.RemoteAddr().String(),
+		Conn:       c.nc,
+		Shut:       func(reason error) { c.shut(c.asError(reason)) },
+	}
 	head, err := c.readHeader()
 	if err != nil {
 		return peer, err
@@ -81,7 +88,19 @@ func (c *conn) open(peer *Peer) error {
 		c.beat = max(c.beat, time.Millisecond)
 	}
 	peer.ContainerID, peer.Hostname, peer.Properties = o.ContainerID, o.Hostname, o.Properties
+	peer.Certificates = PeerCertificates(c.nc)
 	return c.writeFrame(c.openFrame())
+}
+
+// PeerCertificates returns the chain that the other end of a connection proved to
+// own, or nil without TLS. The connection may be a *tls.Conn, or anything else
+// that has the method ConnectionState of one. The TLS handshake must be over,
+// which it is once something was read.
+func PeerCertificates(nc net.Conn) []*x509.Certificate {
+	if t, ok := nc.(interface{ ConnectionState() tls.ConnectionState }); ok {
+		return t.ConnectionState().PeerCertificates
+	}
+	return nil
 }
 
 func (c *conn) openFrame() *amqp.Open {

@@ -34,7 +34,8 @@ type link struct {
 	drain         bool // the peer wants unused credit back
 
 	// Links on which the server sends.
-	settled bool // transfers are sent settled
+	settled bool   // transfers are sent settled
+	scratch []byte // for the sending goroutine to encode into
 
 	// Links on which the server receives.
 	target     Target // set before the state is live, and never changed
@@ -60,7 +61,9 @@ func newLink(s *session, a *amqp.Attach) *link {
 	return l
 }
 
-func (l *link) key() linkKey { return linkKey{name: l.name, role: l.role} }
+func (l *link) key() linkKey {
+	return linkKey{channel: l.session.channel, name: l.name, role: l.role}
+}
 
 func (l *link) attached() bool { return l.state == live }
 
@@ -117,15 +120,16 @@ func (l *link) run(ctx context.Context, a *amqp.Attach) {
 // request describes an attach to the handler.
 func (l *link) request(a *amqp.Attach) *Attach {
 	req := &Attach{
-		Session:            SessionID(l.session.channel),
-		Name:               a.Name,
-		Properties:         a.Properties,
-		SenderSettleMode:   a.SenderSettleMode,
-		ReceiverSettleMode: a.ReceiverSettleMode,
-		Settled:            a.SenderSettleMode == amqp.SenderSettled,
-		MaxMessageSize:     DefaultMaxMessageSize,
-		Credit:             DefaultCredit,
-		link:               l,
+		Session:             SessionID(l.session.channel),
+		Name:                a.Name,
+		Properties:          a.Properties,
+		DesiredCapabilities: a.DesiredCapabilities,
+		SenderSettleMode:    a.SenderSettleMode,
+		ReceiverSettleMode:  a.ReceiverSettleMode,
+		Settled:             a.SenderSettleMode == amqp.SenderSettled,
+		MaxMessageSize:      DefaultMaxMessageSize,
+		Credit:              DefaultCredit,
+		link:                l,
 	}
 	var source, target string
 	if a.Source != nil {
@@ -161,6 +165,7 @@ func (l *link) answer(a *amqp.Attach) *amqp.Attach {
 func (l *link) accept(a *amqp.Attach, req *Attach, tgt Target) bool {
 	reply := l.answer(a)
 	reply.Properties = req.ReplyProperties
+	reply.OfferedCapabilities = req.OfferedCapabilities
 	if reply.Source == nil {
 		reply.Source = &amqp.Source{}
 	}

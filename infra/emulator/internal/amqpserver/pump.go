@@ -80,10 +80,13 @@ func (l *link) finishDrain(asked bool) {
 // send sends one message as a delivery of its own. It reports false if nothing
 // went out: the link ended, or its credit was taken back.
 func (l *link) send(ctx context.Context, out *Outgoing) bool {
-	payload, err := out.Message.MarshalBinary()
+	payload, err := out.Message.AppendBinary(l.scratch[:0])
 	if err != nil {
 		l.detach(err)
 		return false
+	}
+	if cap(payload) <= maxScratch { // the outbox has a copy of what was sent
+		l.scratch = payload
 	}
 	d := &delivery{link: l, out: out, rest: payload}
 	for {
@@ -105,6 +108,9 @@ func (l *link) send(ctx context.Context, out *Outgoing) bool {
 		}
 	}
 }
+
+// maxScratch is the largest buffer that a link keeps.
+const maxScratch = 4 << 10
 
 // Why a delivery could not be sent in full.
 var (
@@ -186,7 +192,7 @@ func (d *delivery) begin(t *amqp.Transfer) {
 	var format uint32
 	t.DeliveryID, t.DeliveryTag, t.MessageFormat = &d.id, tag, &format
 	if !l.settled && d.out.Settler != nil {
-		s.unsettled[d.id] = &unsettled{link: l, settler: d.out.Settler}
+		s.unsettled[d.id] = unsettled{link: l, settler: d.out.Settler}
 	}
 }
 

@@ -92,7 +92,7 @@ func readFrame(in io.Reader) (amqp.Frame, error) {
 	return amqp.DecodeFrame(b)
 }
 
-func encode(t *testing.T, channel uint16, payload []byte, ps ...amqp.Performative) []byte {
+func encode(t testing.TB, channel uint16, payload []byte, ps ...amqp.Performative) []byte {
 	t.Helper()
 	var b []byte
 	var err error
@@ -685,7 +685,9 @@ func TestDetachBeforeTheAnswer(t *testing.T) {
 // other end, opened, with the result of ServeConn to come.
 func run(t *testing.T, opts amqpserver.Options, idle uint32) (*raw, chan error) {
 	t.Helper()
-	opts.NewHandler = func(amqpserver.Peer) (amqpserver.Handler, error) { return nodes{}, nil }
+	if opts.NewHandler == nil {
+		opts.NewHandler = func(amqpserver.Peer) (amqpserver.Handler, error) { return nodes{}, nil }
+	}
 	ours, theirs := net.Pipe()
 	done := make(chan error, 1)
 	go func() { done <- amqpserver.New(opts).ServeConn(context.Background(), theirs) }()
@@ -698,6 +700,21 @@ func run(t *testing.T, opts amqpserver.Options, idle uint32) (*raw, chan error) 
 		t.Fatalf("open: %+v, error %v", f.Body, err)
 	}
 	return r, done
+}
+
+func TestSameLinkNameTakesOver(t *testing.T) {
+	t.Parallel()
+	q := newNode()
+	r := newRaw(t, nodes{"q": q})
+	r.begin()
+	r.attachReceiver(0, "q")
+	r.send(&amqp.Attach{Name: "q", Handle: 1, Role: amqp.RoleReceiver, Source: &amqp.Source{Address: "q"}, Target: &amqp.Target{}})
+	if d := expect[*amqp.Detach](r); d.Handle != 0 || d.Error == nil || d.Error.Condition != amqp.CondStolen {
+		t.Errorf("detach: %+v", d)
+	}
+	if a := expect[*amqp.Attach](r); a.Handle != 1 || a.Source == nil {
+		t.Errorf("attach: %+v", a)
+	}
 }
 
 func TestHeartbeats(t *testing.T) {
@@ -735,7 +752,7 @@ func TestHeartbeats(t *testing.T) {
 func TestSilentPeerIsClosed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		r, done := run(t, amqpserver.Options{}, 0)
+		r, done := run(t, amqpserver.Options{FirstLinkTimeout: time.Hour}, 0)
 		r.start()
 		time.Sleep(3 * time.Minute)             // of virtual time
 		r.write([]byte{0, 0, 0, 8, 2, 0, 0, 0}) // a heartbeat
@@ -775,7 +792,7 @@ func TestHandshakeHasALimit(t *testing.T) {
 func TestPeerThatDoesNotRead(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		r, done := run(t, amqpserver.Options{}, 0)
+		r, done := run(t, amqpserver.Options{FirstLinkTimeout: time.Hour}, 0)
 		err := <-done // the first heartbeat is never read
 		if err == nil {
 			t.Error("no error for a peer that doesn't read")

@@ -44,6 +44,15 @@ type Options struct {
 	Handshake time.Duration
 	// WriteTimeout is how long a peer may refuse to read; default 1 minute.
 	WriteTimeout time.Duration
+	// FirstLinkTimeout closes connections that have no link so long after they
+	// were opened, and NoLinkTimeout those whose last link is gone for so long;
+	// default 1 and 5 minutes (Service Bus docs: "AMQP errors in Azure Service
+	// Bus").
+	FirstLinkTimeout, NoLinkTimeout time.Duration
+	// TokenTimeout closes connections whose handler is an Authorizer and has seen
+	// no token in that time; default 20 seconds (Service Bus docs: "AMQP 1.0 in
+	// Azure Service Bus and Event Hubs protocol guide", claims-based security).
+	TokenTimeout time.Duration
 	// Logger gets what an operator wants to know; nil means none.
 	Logger *slog.Logger
 }
@@ -67,6 +76,9 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.Heartbeat, 15*time.Second)
 	setDefault(&o.Handshake, 30*time.Second)
 	setDefault(&o.WriteTimeout, time.Minute)
+	setDefault(&o.FirstLinkTimeout, time.Minute)
+	setDefault(&o.NoLinkTimeout, 5*time.Minute)
+	setDefault(&o.TokenTimeout, 20*time.Second)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}

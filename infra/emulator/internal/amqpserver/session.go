@@ -34,7 +34,7 @@ type session struct {
 	nextOutgoingID uint32 // transfer-id of the next frame sent
 	peerWindow     uint32 // transfer frames that the peer takes
 	nextDeliveryID uint32
-	unsettled      map[uint32]*unsettled // deliveries sent, by delivery-id
+	unsettled      map[uint32]unsettled // deliveries sent, by delivery-id
 }
 
 // unsettled is a delivery that the peer has not decided on.
@@ -50,7 +50,7 @@ func newSession(c *conn, channel uint16, b *amqp.Begin) *session {
 		links:          make(map[uint32]*link),
 		nextIncomingID: b.NextOutgoingID,
 		peerWindow:     b.IncomingWindow,
-		unsettled:      make(map[uint32]*unsettled),
+		unsettled:      make(map[uint32]unsettled),
 	}
 }
 
@@ -150,7 +150,7 @@ func (s *session) state() *amqp.Flow {
 // of its own.
 func (s *session) attach(ctx context.Context, a *amqp.Attach) *amqp.Error {
 	l := newLink(s, a)
-	// A name that is in use in the same direction is taken over (§2.6.1).
+	// A name that the session uses in the same direction is taken over (§2.6.1).
 	if old := s.conn.names[l.key()]; old != nil {
 		old.detach(amqp.Errorf(amqp.CondStolen, "link %q was attached again", a.Name))
 	}
@@ -271,6 +271,12 @@ func (s *session) disposition(d *amqp.Disposition) {
 	case nil, *amqp.Received:
 		return // not decided yet
 	}
+	if d.First == d.Last {
+		if x, ok := s.decidedOne(d.First, d.Settled); ok {
+			x.settler.Settle(outcome, x.done)
+		}
+		return
+	}
 	for _, x := range s.decided(d) {
 		x.settler.Settle(outcome, x.done)
 	}
@@ -290,12 +296,27 @@ func (s *session) decided(d *amqp.Disposition) []decision {
 	defer s.mu.Unlock()
 	var list []decision
 	for _, id := range s.named(d.First, d.Last) {
-		if u := s.unsettled[id]; u != nil {
-			delete(s.unsettled, id)
-			list = append(list, decision{settler: u.settler, done: s.confirm(u.link, id, d.Settled)})
+		if x, ok := s.decide(id, d.Settled); ok {
+			list = append(list, x)
 		}
 	}
 	return list
+}
+
+func (s *session) decidedOne(id uint32, settled bool) (decision, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.decide(id, settled)
+}
+
+// decide takes one delivery. The caller holds mu.
+func (s *session) decide(id uint32, settled bool) (decision, bool) {
+	u, ok := s.unsettled[id]
+	if !ok {
+		return decision{}, false
+	}
+	delete(s.unsettled, id)
+	return decision{settler: u.settler, done: s.confirm(u.link, id, settled)}, true
 }
 
 // named returns the delivery-ids of a range, in order; those that are settled, or
@@ -327,7 +348,7 @@ func (s *session) named(first, last uint32) []uint32 {
 // by itself waits for nothing.
 func (s *session) confirm(l *link, id uint32, settled bool) func(amqp.DeliveryState) {
 	if settled {
-		return func(amqp.DeliveryState) {}
+		return ignoreReply
 	}
 	return func(reply amqp.DeliveryState) {
 		s.mu.Lock()
@@ -338,6 +359,8 @@ func (s *session) confirm(l *link, id uint32, settled bool) func(amqp.DeliverySt
 		}
 	}
 }
+
+func ignoreReply(amqp.DeliveryState) {}
 
 // detached handles the peer's detach: its wish, or the answer to ours.
 func (s *session) detached(d *amqp.Detach) *amqp.Error {

@@ -13,6 +13,12 @@ type ConsumerOptions struct {
 	// HoldLocks makes locks last until they are settled or the consumer
 	// closes, which gives them back, instead of for the lock duration.
 	HoldLocks bool
+	// LockDuration is that of the messages that this consumer receives, until
+	// their locks are renewed; 0 means the queue's.
+	LockDuration time.Duration
+	// Notify, if not nil, is called whenever Ready signals, for those who have
+	// no goroutine to wait there. It must neither block nor call the queue.
+	Notify func()
 }
 
 // Consumer receives from a queue, competing with the queue's other consumers.
@@ -144,6 +150,9 @@ func (c *Consumer) notify() {
 	select {
 	case c.ready <- struct{}{}:
 	default:
+	}
+	if c.opts.Notify != nil {
+		c.opts.Notify()
 	}
 }
 

@@ -37,7 +37,7 @@ type Delivery struct {
 	// another one for subscriptions and dead-letter queues.
 	EnqueuedSequenceNumber int64
 	// EnqueuedTime is when the queue took it; for a scheduled message, the time
-	// that it is scheduled for.
+	// that it is scheduled for, and then that of its arrival.
 	EnqueuedTime time.Time
 	// ScheduledTime is the time that the sender asked for, or zero.
 	ScheduledTime time.Time
@@ -113,6 +113,12 @@ type Outcome struct {
 const (
 	ReasonExpired          = "TTLExpiredException"
 	ReasonDeliveryExceeded = "MaxDeliveryCountExceeded"
+)
+
+// Descriptions beside these reasons, as on the same page.
+const (
+	descriptionExpired          = "The message expired and was dead lettered."
+	descriptionDeliveryExceeded = "Message could not be consumed after %d delivery attempts."
 )
 
 // Application properties of a dead-lettered message (azservicebus v1.11

@@ -3,7 +3,6 @@ package broker_test
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -28,15 +27,11 @@ func openStore(t *testing.T, dir string) store.Store {
 }
 
 // afterKill opens what another process would find if this one were killed now:
-// a copy of the file as it is, with nothing closed.
+// a copy of the files as they are, with nothing closed.
 func afterKill(t *testing.T, dir string) store.Store {
 	t.Helper()
-	state, err := os.ReadFile(filepath.Join(dir, "state.db"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	other := t.TempDir()
-	if err := os.WriteFile(filepath.Join(other, "state.db"), state, 0o600); err != nil {
+	if err := os.CopyFS(other, os.DirFS(dir)); err != nil {
 		t.Fatal(err)
 	}
 	return openStore(t, other)
@@ -95,6 +90,40 @@ func TestQueueSurvivesKill(t *testing.T) {
 	send(t, q, withID(msg("again"), "id-1"), msg("new"))
 	check(t, "next sequence number", q.Peek(9, 10)[0].SequenceNumber, 9)
 	check(t, "sent after the restart", names(q.Peek(9, 10)), "new")
+}
+
+func TestScheduledMessageArrivesOnceOverRestarts(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	restarted := func(use func(q *broker.Queue)) {
+		s, err := store.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		use(newQueue(t, s, broker.QueueOptions{}))
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	restarted(func(q *broker.Queue) {
+		if _, err := q.Schedule(t.Context(), time.Now().Add(20*time.Millisecond), msg("scheduled")); err != nil {
+			t.Fatal(err)
+		}
+		send(t, q, msg("sent later"))
+	})
+	for range 3 { // it may have arrived before the first of them
+		restarted(func(q *broker.Queue) {
+			c := newConsumer(t, q, broker.ConsumerOptions{})
+			check(t, "first", string(receive(t, c).Message.Body()), "sent later")
+			d, err := c.Next(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			check(t, "second", string(d.Message.Body()), "scheduled")
+			check(t, "its number", d.SequenceNumber, 3)
+			q.Close()
+		})
+	}
 }
 
 func TestSequenceNumbersGoOnAfterAllIsGone(t *testing.T) {

@@ -31,7 +31,9 @@ type entry struct {
 	size            int
 	count           uint32 // deliveries that count
 	deferred        bool
+	waiting         bool // for its scheduled time
 	recorded        bool // the store has a state record
+	repeated        bool // was delivered again after it was completed
 	state           entryState
 	token           amqp.UUID
 	lockedUntil     time.Time

@@ -1,9 +1,13 @@
 package broker
 
 import (
+	"encoding/hex"
 	"fmt"
 	"maps"
+	"reflect"
 	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
 )
@@ -45,6 +49,23 @@ func checkProperties(m *amqp.Message) error {
 	return nil
 }
 
+// identify gives a message ID to each message that has none, as Service Bus does
+// (azure-service-bus-java, issue 69). The SDK for JavaScript relies on it: it can't
+// settle a message without one. What the messages share with others stays as it is.
+func identify(msgs []*amqp.Message) {
+	for _, m := range msgs {
+		var p amqp.Properties
+		if m.Properties != nil {
+			p = *m.Properties
+		}
+		if p.MessageID == nil || p.MessageID == "" {
+			id := uuid.New()
+			p.MessageID = hex.EncodeToString(id[:])
+			m.Properties = &p
+		}
+	}
+}
+
 func propertiesSize(p *amqp.Properties) int {
 	n := valueSize(p.MessageID) + valueSize(p.CorrelationID) + len(p.UserID)
 	for _, s := range []*string{p.To, p.Subject, p.ReplyTo, p.ContentType, p.ContentEncoding, p.GroupID, p.ReplyToGroupID} {
@@ -77,11 +98,46 @@ func valueSize(v any) int {
 	case map[string]any:
 		return mapSize(v)
 	case []any:
+		return eachSize(v)
+	case map[any]any:
 		n := 0
-		for _, e := range v {
-			n += valueSize(e)
+		for k, e := range v {
+			n += valueSize(k) + valueSize(e)
 		}
 		return n
+	case amqp.Described:
+		return valueSize(v.Descriptor) + valueSize(v.Value)
+	}
+	return arraySize(v)
+}
+
+func eachSize[T any](list []T) int {
+	n := 0
+	for _, e := range list {
+		n += valueSize(e)
+	}
+	return n
+}
+
+// arraySize is the size of an array, whose elements are all of one type. Nothing
+// else comes here that has a length of its own.
+func arraySize(v any) int {
+	switch v := v.(type) {
+	case []string:
+		return eachSize(v)
+	case []amqp.Symbol:
+		return eachSize(v)
+	case [][]byte:
+		return eachSize(v)
+	case [][]any:
+		return eachSize(v)
+	case []map[any]any:
+		return eachSize(v)
+	case []time.Time:
+		return 8 * len(v)
+	}
+	if r := reflect.ValueOf(v); r.Kind() == reflect.Slice {
+		return r.Len() * int(r.Type().Elem().Size())
 	}
 	return 8
 }

@@ -34,6 +34,7 @@ func NewNamespace(s store.Store) *Namespace {
 // CreateQueue opens a queue in the namespace, with what the store holds of it;
 // ErrExists if the name is taken.
 func (n *Namespace) CreateQueue(name string, opts QueueOptions) (*Queue, error) {
+	opts.identify = true
 	return create(n, n.queues, name, func(key string) (*Queue, error) {
 		return openQueue(n.store, key, name, opts)
 	})

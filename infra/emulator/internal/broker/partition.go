@@ -1,7 +1,9 @@
 package broker
 
 import (
+	"encoding/binary"
 	"fmt"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -14,51 +16,69 @@ import (
 
 // Event is one event of a partition.
 type Event struct {
-	// Message must not be modified: see the package comment.
+	// Message is the reader's own.
 	Message        *amqp.Message
 	SequenceNumber int64 // 0, 1, ...
 	Offset         string
 	EnqueuedTime   time.Time
 	PartitionKey   string
-
-	offset int64
-	size   int64
-}
-
-func newEvent(m *amqp.Message, key string, at time.Time, seq, offset int64) *Event {
-	return &Event{
-		Message:        m,
-		SequenceNumber: seq,
-		Offset:         strconv.FormatInt(offset, 10),
-		EnqueuedTime:   at,
-		PartitionKey:   key,
-		offset:         offset,
-		size:           int64(MessageSize(m)),
-	}
-}
-
-func (e *Event) record() ([]byte, error) {
-	enc := make(encoder, 0, e.size+128)
-	enc.int(e.offset)
-	enc.time(e.EnqueuedTime)
-	enc.string(e.PartitionKey)
-	err := enc.message(e.Message)
-	return enc, err
-}
-
-func decodeEvent(seq int64, b []byte) (*Event, error) {
-	d := decoder{rest: b}
-	offset, at, key := d.int(), d.time(), d.string()
-	return newEvent(d.message(), key, at, seq, offset), d.err
 }
 
 // slot is the place of an event. Places are given when an event is staged, and
 // readers go no further than the first event that isn't durable yet, so that
 // nobody passes an event which becomes visible behind his back.
+//
+// Events are kept as they are encoded: there may be hundreds of thousands, most
+// of them never read, and a message is many small pieces of memory.
 type slot struct {
-	event *Event // nil when the transaction was aborted
-	seq   int64
-	ready bool // durable, or aborted
+	seq     int64
+	offset  int64
+	size    int64 // of the message, as limits count it
+	at      time.Time
+	key     string
+	message []byte // encoded; nil when the transaction was aborted
+	ready   bool   // durable, or aborted
+}
+
+// bytes is what counts against the partition's limit.
+func (s *slot) bytes() int64 { return s.size + eventOverhead }
+
+func (s *slot) event() (*Event, error) {
+	e := &Event{
+		Message:        new(amqp.Message),
+		SequenceNumber: s.seq,
+		Offset:         strconv.FormatInt(s.offset, 10),
+		EnqueuedTime:   s.at,
+		PartitionKey:   s.key,
+	}
+	return e, e.Message.UnmarshalBinary(s.message)
+}
+
+// encode encodes the message into the slot, and returns the slot's record, of
+// which it is the end.
+func (s *slot) encode(m *amqp.Message) ([]byte, error) {
+	enc := make(encoder, 0, s.size+recordRoom)
+	enc.int(s.offset)
+	enc.time(s.at)
+	enc.string(s.key)
+	head := len(enc)
+	if err := enc.message(m); err != nil {
+		return nil, err
+	}
+	record := slices.Clip([]byte(enc))
+	s.message = record[head:]
+	return record, nil
+}
+
+// recordRoom is more than what the encoding of most messages adds to its size.
+const recordRoom = 192
+
+func decodeSlot(seq int64, record []byte) (slot, error) {
+	d := decoder{rest: record}
+	s := slot{seq: seq, offset: d.int(), at: d.time(), key: d.string(), ready: true}
+	s.message = d.rest
+	s.size = int64(MessageSize(d.message()))
+	return s, d.err
 }
 
 // eventOverhead is counted for each event besides its bytes, so that many small
@@ -69,6 +89,8 @@ type partition struct {
 	log    *EventLog
 	id     string
 	prefix string
+	// counterKey is the key of the counters.
+	counterKey string
 
 	mu         sync.Mutex // guards all below
 	slots      []slot     // by sequence number
@@ -85,10 +107,12 @@ type partition struct {
 }
 
 func newPartition(l *EventLog, id, logPrefix string) *partition {
+	prefix := logPrefix + "p" + id + "/"
 	return &partition{
 		log:        l,
 		id:         id,
-		prefix:     logPrefix + "p" + id + "/",
+		prefix:     prefix,
+		counterKey: prefix + keyCounter,
 		lastOffset: -1,
 		groups:     make(map[string]*readerGroup),
 	}
@@ -112,10 +136,10 @@ func (p *partition) load() error {
 		if err != nil {
 			return err
 		}
-		e, err := decodeEvent(seq, value)
+		e, err := decodeSlot(seq, value)
 		if err == nil {
-			p.slots = append(p.slots, slot{event: e, seq: seq, ready: true})
-			p.bytes += e.size + eventOverhead
+			p.slots = append(p.slots, e)
+			p.bytes += e.bytes()
 		}
 		return err
 	})
@@ -135,12 +159,12 @@ func (p *partition) catchUp() {
 	if len(p.slots) == 0 {
 		return
 	}
-	last := p.slots[len(p.slots)-1].event
-	p.nextSeq = max(p.nextSeq, last.SequenceNumber+1)
-	p.nextOffset = max(p.nextOffset, last.offset+last.size+eventOverhead)
+	last := &p.slots[len(p.slots)-1]
+	p.nextSeq = max(p.nextSeq, last.seq+1)
+	p.nextOffset = max(p.nextOffset, last.offset+last.bytes())
 	p.lastOffset = max(p.lastOffset, last.offset)
-	if last.EnqueuedTime.After(p.lastTime) {
-		p.lastTime = last.EnqueuedTime
+	if last.at.After(p.lastTime) {
+		p.lastTime = last.at
 	}
 }
 
@@ -152,28 +176,32 @@ func (p *partition) stage(tx *Tx, key string, msgs []*amqp.Message) error {
 		return fmt.Errorf("event hub %s: %w", p.log.name, ErrClosed)
 	}
 	now := p.clock()
-	events := make([]*Event, len(msgs))
-	seq, offset := p.nextSeq, p.nextOffset
-	for i, m := range msgs {
-		events[i] = newEvent(m, key, now, seq, offset)
-		seq++
-		offset += events[i].size + eventOverhead
+	first := len(p.slots)
+	nextSeq, nextOffset := p.nextSeq, p.nextOffset
+	for _, m := range msgs {
+		e := slot{seq: nextSeq, offset: nextOffset, size: int64(MessageSize(m)), at: now, key: key}
+		if err := p.stageRecord(tx, &e, m); err != nil {
+			clear(p.slots[first:])
+			p.slots = p.slots[:first]
+			return err // the caller aborts tx
+		}
+		p.slots = append(p.slots, e)
+		nextSeq++
+		nextOffset += e.bytes()
 	}
-	if err := p.stageRecords(tx, events, seq, offset); err != nil {
-		return err
+	p.stageCounter(tx, p.slots[first:], nextSeq, nextOffset)
+	for i := range p.slots[first:] {
+		p.bytes += p.slots[first+i].bytes()
 	}
-	for _, e := range events {
-		p.slots = append(p.slots, slot{event: e, seq: e.SequenceNumber})
-		p.bytes += e.size + eventOverhead
-	}
-	p.nextSeq, p.nextOffset = seq, offset
+	from, n := p.nextSeq, nextSeq-p.nextSeq
+	p.nextSeq, p.nextOffset = nextSeq, nextOffset
 	p.trim(now)
 	garbage := p.garbage
 	tx.Add(garbage...)
 	p.garbage = nil
-	tx.OnCommit(func() { p.settle(events, true) })
+	tx.OnCommit(func() { p.settle(from, n, true) })
 	tx.OnAbort(func() {
-		p.settle(events, false)
+		p.settle(from, n, false)
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.garbage = append(p.garbage, garbage...)
@@ -181,59 +209,60 @@ func (p *partition) stage(tx *Tx, key string, msgs []*amqp.Message) error {
 	return nil
 }
 
+// stageRecord encodes an event, and adds it to the transaction.
+func (p *partition) stageRecord(tx *Tx, e *slot, m *amqp.Message) error {
+	record, err := e.encode(m)
+	if err != nil {
+		return fmt.Errorf("event hub %s: %w", p.log.name, err)
+	}
+	tx.put(p.prefix, keyMessage, e.seq, record)
+	return nil
+}
+
+// counterRoom is as long as the counters can be: four numbers.
+const counterRoom = 4 * binary.MaxVarintLen64
+
+// stageCounter adds the counters behind events to the transaction.
+func (p *partition) stageCounter(tx *Tx, events []slot, nextSeq, nextOffset int64) {
+	if !p.log.store.Durable() || len(events) == 0 {
+		return
+	}
+	last := events[len(events)-1]
+	counter := make(encoder, 0, counterRoom)
+	counter.int(nextSeq)
+	counter.int(nextOffset)
+	counter.int(last.offset)
+	counter.time(last.at)
+	tx.Add(store.Put(p.counterKey, counter))
+}
+
 // clock is the time in the milliseconds that clients see, so that they can
 // start again from the time of an event. It is never before that of an event
 // already there: readers look for times by bisection.
 func (p *partition) clock() time.Time {
 	now := time.Now().UTC().Truncate(time.Millisecond)
-	if n := len(p.slots); n > 0 && p.slots[n-1].event != nil && p.slots[n-1].event.EnqueuedTime.After(now) {
-		return p.slots[n-1].event.EnqueuedTime
+	if n := len(p.slots); n > 0 && p.slots[n-1].at.After(now) {
+		return p.slots[n-1].at
 	}
 	return now
 }
 
-func (p *partition) stageRecords(tx *Tx, events []*Event, nextSeq, nextOffset int64) error {
-	if !p.log.store.Durable() || len(events) == 0 {
-		return nil
-	}
-	ops := make([]store.Op, 0, len(events)+1)
-	for _, e := range events {
-		record, err := e.record()
-		if err != nil {
-			return fmt.Errorf("event hub %s: %w", p.log.name, err)
-		}
-		ops = append(ops, store.Put(sequenceKey(p.prefix, keyMessage, e.SequenceNumber), record))
-	}
-	last := events[len(events)-1]
-	var counter encoder
-	counter.int(nextSeq)
-	counter.int(nextOffset)
-	counter.int(last.offset)
-	counter.time(last.EnqueuedTime)
-	tx.Add(append(ops, store.Put(p.prefix+keyCounter, counter))...)
-	return nil
-}
-
-// settle marks staged events as durable or aborted, and shows readers what has
-// no gap before it any more.
-func (p *partition) settle(events []*Event, durable bool) {
+// settle marks n staged events, from a sequence number on, as durable or aborted,
+// and shows readers what has no gap before it any more.
+func (p *partition) settle(from, n int64, durable bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, e := range events {
-		i := p.index(e.SequenceNumber)
-		if i == len(p.slots) || p.slots[i].seq != e.SequenceNumber {
-			continue // trimmed already
-		}
+	for i := p.index(from); i < len(p.slots) && p.slots[i].seq < from+n; i++ {
 		p.slots[i].ready = true
 		if !durable {
-			p.slots[i].event = nil
-			p.bytes -= e.size + eventOverhead
+			p.bytes -= p.slots[i].bytes()
+			p.slots[i].message = nil
 		}
 	}
 	before := p.visible
 	for p.visible < len(p.slots) && p.slots[p.visible].ready {
-		if e := p.slots[p.visible].event; e != nil {
-			p.lastOffset, p.lastTime = e.offset, e.EnqueuedTime
+		if e := &p.slots[p.visible]; e.message != nil {
+			p.lastOffset, p.lastTime = e.offset, e.at
 		}
 		p.visible++
 	}
@@ -260,10 +289,10 @@ func (p *partition) trim(now time.Time) {
 	oldest := now.Add(-p.log.opts.Retention)
 	n := 0
 	for n < p.visible && (p.bytes > p.log.opts.MaxBytes || p.slots[n].before(oldest)) {
-		if e := p.slots[n].event; e != nil {
-			p.bytes -= e.size + eventOverhead
+		if e := &p.slots[n]; e.message != nil {
+			p.bytes -= e.bytes()
 			if p.log.store.Durable() {
-				p.garbage = append(p.garbage, store.Delete(sequenceKey(p.prefix, keyMessage, e.SequenceNumber)))
+				p.garbage = append(p.garbage, store.Delete(sequenceKey(p.prefix, keyMessage, e.seq)))
 			}
 		}
 		p.slots[n] = slot{} // lets go of the event at once
@@ -273,7 +302,7 @@ func (p *partition) trim(now time.Time) {
 	p.visible -= n
 }
 
-func (s slot) before(t time.Time) bool { return s.event == nil || s.event.EnqueuedTime.Before(t) }
+func (s *slot) before(t time.Time) bool { return s.message == nil || s.at.Before(t) }
 
 func (p *partition) properties() PartitionProperties {
 	p.mu.Lock()

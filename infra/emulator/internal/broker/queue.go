@@ -60,6 +60,15 @@ type QueueOptions struct {
 	// transaction that removes it, so that what it adds is as durable as the
 	// removal. It must not block or call the queue.
 	OnOutcome func(tx *Tx, o Outcome)
+	// subscription is true for those of a topic.
+	subscription bool
+	// identify is true for those of a namespace: they give messages an ID that
+	// come without.
+	identify bool
+	// Repeat, if not nil, is asked when a message is completed; true delivers
+	// it once more all the same, as when the completion is lost on its way. It
+	// must not block or call the queue.
+	Repeat func() bool
 }
 
 func (o QueueOptions) withDefaults() QueueOptions {
@@ -160,6 +169,9 @@ func (q *Queue) load() error {
 		// Transactions may reach the disk in another order than they got their
 		// numbers, so the counter there may be that of an earlier one.
 		q.last = max(q.last, seq)
+		// The time may have passed meanwhile. An arrival changes when the
+		// message was enqueued, and a delivery leaves a record.
+		e.waiting = !e.scheduled.IsZero() && e.enqueued.Equal(e.scheduled) && !e.recorded
 		q.makeAvailable(e)
 	}
 	q.arm()
@@ -217,13 +229,15 @@ func (q *Queue) Len() int {
 }
 
 // Peek returns up to n messages in any state from a sequence number on, without
-// locking them.
+// locking them. A subscription shows no scheduled ones: they are the topic's
+// until their time (Service Bus docs: "Message browsing").
 func (q *Queue) Peek(from int64, n int) []*Delivery {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	var seqs []int64
 	for seq, e := range q.entries {
-		if seq >= from && e.state != statePending && e.state != stateEnding {
+		hidden := e.state == statePending || e.state == stateEnding || e.state == stateScheduled && q.opts.subscription
+		if seq >= from && !hidden {
 			seqs = append(seqs, seq)
 		}
 	}
@@ -344,8 +358,8 @@ func (q *Queue) sweep(now time.Time) *Tx {
 			q.unlock(e)
 			q.giveBack(tx, e, !q.opts.CountAbandonOnly)
 		case stateScheduled:
-			q.makeAvailable(e)
-		case stateReady, stateDeferred:
+			q.arrive(tx, e, now)
+		case stateReady:
 			q.finish(tx, e, Expired, "", "")
 		}
 	}
@@ -387,16 +401,35 @@ func (q *Queue) recordState(tx *Tx, e *entry) {
 	tx.put(q.prefix, keyState, e.seq, e.stateRecord())
 }
 
+// arrive appends a scheduled message to the queue as if it were sent now: the
+// number that it had is valid for as long as it waits, and others may have
+// overtaken it (Service Bus docs: "Message sequencing and timestamps").
+func (q *Queue) arrive(tx *Tx, e *entry, now time.Time) {
+	tx.remove(q.prefix, keyMessage, e.seq)
+	q.forget(e)
+	if !q.opts.subscription {
+		e.enqueueSeq = 0 // becomes the new one
+	}
+	if !e.expires.IsZero() {
+		e.expires = e.expires.Add(now.Sub(e.enqueued))
+	}
+	e.enqueued, e.waiting, e.state = now, false, statePending
+	_ = q.addEntry(tx, e) // fails where a message can't be encoded, and it was before
+	q.recordLast(tx)
+	q.registerStaged(tx, []*entry{e})
+}
+
 // makeAvailable puts a message where readers find it: among the ready ones, the
 // deferred ones, or, before its time, the scheduled ones.
 func (q *Queue) makeAvailable(e *entry) {
 	switch {
-	case e.scheduled.After(time.Now()):
+	case e.waiting:
 		e.state = stateScheduled
 		q.deadlines.set(e, e.scheduled)
 	case e.deferred:
+		// It stays until somebody asks for it, whether or not it expires.
 		e.state = stateDeferred
-		q.deadlines.set(e, e.expires)
+		q.deadlines.set(e, time.Time{})
 	default:
 		e.state = stateReady
 		heap.Push(&q.ready, e)
@@ -410,7 +443,6 @@ func (q *Queue) makeAvailable(e *entry) {
 // finish stages the end of a message and, where that is called for, its copy in
 // the dead-letter queue.
 func (q *Queue) finish(tx *Tx, e *entry, cause Cause, reason, description string) {
-	deferred := e.state == stateDeferred
 	d := *e.delivery()
 	q.ready.remove(e)
 	q.deadlines.set(e, time.Time{})
@@ -420,10 +452,10 @@ func (q *Queue) finish(tx *Tx, e *entry, cause Cause, reason, description string
 		tx.remove(q.prefix, keyState, e.seq)
 	}
 	switch {
-	case cause == Expired && q.opts.DeadLetterOnExpiry && !deferred:
-		q.toDeadLetter(tx, e, ReasonExpired, "the message's time to live ended")
+	case cause == Expired && q.opts.DeadLetterOnExpiry:
+		q.toDeadLetter(tx, e, ReasonExpired, descriptionExpired)
 	case cause == DeliveryCountExceeded:
-		q.toDeadLetter(tx, e, ReasonDeliveryExceeded, fmt.Sprintf("the message was delivered %d times without being completed", e.count))
+		q.toDeadLetter(tx, e, ReasonDeliveryExceeded, fmt.Sprintf(descriptionDeliveryExceeded, e.count))
 	case cause == Rejected:
 		q.toDeadLetter(tx, e, reason, description)
 	}

@@ -232,7 +232,12 @@ func TestDeferredMessageComesByNumberOnly(t *testing.T) {
 		c := newConsumer(t, q, broker.ConsumerOptions{})
 		settle(t, q, receive(t, c), broker.Settlement{Action: broker.Defer, Properties: map[string]any{"why": "later"}})
 		check(t, "available", receiveAll(t, c), "b")
-		ds, err := q.ReceiveDeferred(t.Context(), broker.PeekLock, 1, 2, 99)
+		for _, seqs := range [][]int64{{1, 2}, {99, 1}, {1, 1}} {
+			if ds, err := q.ReceiveDeferred(t.Context(), broker.PeekLock, seqs...); !errors.Is(err, broker.ErrNotFound) || len(ds) != 0 {
+				t.Errorf("messages %d, not all of them deferred: %v %v", seqs, ds, err)
+			}
+		}
+		ds, err := q.ReceiveDeferred(t.Context(), broker.PeekLock, 1)
 		if err != nil || len(ds) != 1 {
 			t.Fatalf("deferred: %v %v", ds, err)
 		}
@@ -245,6 +250,41 @@ func TestDeferredMessageComesByNumberOnly(t *testing.T) {
 			t.Fatalf("deferred again: %v %v", ds, err)
 		}
 		check(t, "peeked", peek(q), "b")
+	})
+}
+
+func TestDeferredMessageExpiresWhenAskedFor(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(t, store.Memory(), broker.QueueOptions{DefaultTTL: time.Hour, DeadLetterOnExpiry: true})
+		send(t, q, msgs("a", "b")...)
+		c := newConsumer(t, q, broker.ConsumerOptions{})
+		for range 2 {
+			settle(t, q, receive(t, c), broker.Settlement{Action: broker.Defer})
+		}
+		time.Sleep(2 * time.Hour)
+		synctest.Wait()
+		check(t, "there after its time", peek(q), "a b")
+		if ds, err := q.ReceiveDeferred(t.Context(), broker.PeekLock, 1); !errors.Is(err, broker.ErrNotFound) {
+			t.Errorf("an expired message: %v %v", ds, err)
+		}
+		check(t, "there after it was asked for", peek(q), "b")
+		check(t, "dead-lettered", peek(q.DeadLetterQueue()), "a")
+	})
+}
+
+func TestScheduledMessageArrivesAtTheEnd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(t, store.Memory(), broker.QueueOptions{})
+		if _, err := q.Schedule(t.Context(), time.Now().Add(time.Minute), msg("scheduled")); err != nil {
+			t.Fatal(err)
+		}
+		send(t, q, msg("sent later"))
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		check(t, "order", receiveAll(t, newConsumer(t, q, broker.ConsumerOptions{})), "sent later scheduled")
+		check(t, "new number", q.Peek(3, 1)[0].EnqueuedSequenceNumber, 3)
 	})
 }
 

@@ -98,7 +98,7 @@ func (p *partition) place(r *Reader, start Position) {
 			r.next++
 		}
 	case start.Offset != nil:
-		r.next = p.seqBehind(func(e *Event) bool {
+		r.next = p.seqBehind(func(e *slot) bool {
 			return e.offset > *start.Offset || start.Inclusive && e.offset == *start.Offset
 		})
 	case start.EnqueuedTime != nil:
@@ -106,17 +106,17 @@ func (p *partition) place(r *Reader, start Position) {
 		if start.Inclusive {
 			r.after = r.after.Add(-1)
 		}
-		r.next = p.seqBehind(func(e *Event) bool { return e.EnqueuedTime.After(r.after) })
+		r.next = p.seqBehind(func(e *slot) bool { return e.at.After(r.after) })
 	}
 }
 
 // seqBehind returns the sequence number of the first event that is behind a
 // position, or the one that the next event will have.
-func (p *partition) seqBehind(behind func(*Event) bool) int64 {
+func (p *partition) seqBehind(behind func(*slot) bool) int64 {
 	i := sort.Search(p.visible, func(i int) bool {
 		// For an aborted event, the next one before it decides.
 		for ; i >= 0; i-- {
-			if e := p.slots[i].event; e != nil {
+			if e := &p.slots[i]; e.message != nil {
 				return behind(e)
 			}
 		}
@@ -132,9 +132,12 @@ func (p *partition) seqBehind(behind func(*Event) bool) int64 {
 // another reader took over and ErrClosed after Close.
 func (r *Reader) Next(ctx context.Context, n int) ([]*Event, error) {
 	for {
-		events, changed, err := r.read(n)
-		if err != nil || len(events) > 0 {
-			return events, err
+		slots, changed, err := r.read(n)
+		if err != nil {
+			return nil, err
+		}
+		if len(slots) > 0 {
+			return decodeEvents(slots)
 		}
 		select {
 		case <-changed:
@@ -144,9 +147,21 @@ func (r *Reader) Next(ctx context.Context, n int) ([]*Event, error) {
 	}
 }
 
+// decodeEvents decodes what was encoded when it was stored.
+func decodeEvents(slots []slot) ([]*Event, error) {
+	events := make([]*Event, len(slots))
+	for i := range slots {
+		var err error
+		if events[i], err = slots[i].event(); err != nil {
+			return nil, fmt.Errorf("event %d: %w", slots[i].seq, err)
+		}
+	}
+	return events, nil
+}
+
 // read returns what there is, or a channel that is closed when there may be
 // more.
-func (r *Reader) read(n int) ([]*Event, <-chan struct{}, error) {
+func (r *Reader) read(n int) ([]slot, <-chan struct{}, error) {
 	p := r.partition
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -154,17 +169,17 @@ func (r *Reader) read(n int) ([]*Event, <-chan struct{}, error) {
 		return nil, nil, err
 	}
 	p.trim(time.Now())
-	var events []*Event
-	for i := p.index(r.next); i < p.visible && len(events) < n; i++ {
+	var found []slot
+	for i := p.index(r.next); i < p.visible && len(found) < n; i++ {
 		r.next = p.slots[i].seq + 1
-		if e := p.slots[i].event; e != nil && e.EnqueuedTime.After(r.after) {
-			events = append(events, e)
+		if e := p.slots[i]; e.message != nil && e.at.After(r.after) {
+			found = append(found, e)
 		}
 	}
-	if len(events) == 0 && p.changed == nil {
+	if len(found) == 0 && p.changed == nil {
 		p.changed = make(chan struct{})
 	}
-	return events, p.changed, nil
+	return found, p.changed, nil
 }
 
 func (r *Reader) endedError() error {

@@ -52,6 +52,9 @@ func (q *Queue) send(done func(error), at time.Time, msgs []*amqp.Message) ([]in
 	if err := q.checkSend(msgs); err != nil {
 		return nil, err
 	}
+	if q.opts.identify {
+		identify(msgs)
+	}
 	tx := NewTx(q.store)
 	ordered := q.ids.window > 0 && q.store.Durable()
 	if ordered {
@@ -76,6 +79,9 @@ func (q *Queue) Stage(tx *Tx, msgs ...*amqp.Message) error {
 	}
 	if q.isDeadLetter {
 		return q.errDeadLetter()
+	}
+	if q.opts.identify {
+		identify(msgs)
 	}
 	_, err := q.stage(tx, time.Time{}, 0, msgs)
 	return err
@@ -125,7 +131,7 @@ func (q *Queue) newEntry(m *amqp.Message, at, now time.Time) *entry {
 		at = scheduledTime(m)
 	}
 	if at.After(now) {
-		e.scheduled, e.enqueued = at, at
+		e.scheduled, e.enqueued, e.waiting = at, at, true
 	}
 	e.expires = q.expiry(m, e.enqueued)
 	return e

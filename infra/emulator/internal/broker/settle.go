@@ -3,8 +3,10 @@ package broker
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
@@ -24,7 +26,11 @@ func (q *Queue) lock(e *entry, c *Consumer, now time.Time) *Delivery {
 		c.held[e] = struct{}{}
 		q.deadlines.set(e, time.Time{})
 	} else {
-		e.lockedUntil = now.Add(q.opts.LockDuration)
+		duration := q.opts.LockDuration
+		if c != nil && c.opts.LockDuration > 0 {
+			duration = c.opts.LockDuration
+		}
+		e.lockedUntil = now.Add(duration)
 		q.deadlines.set(e, e.lockedUntil)
 	}
 	return e.delivery()
@@ -86,6 +92,10 @@ func (q *Queue) settle(tx *Tx, token amqp.UUID, s Settlement) error {
 	q.unlock(e)
 	switch s.Action {
 	case Complete:
+		if q.repeats(e) {
+			q.makeAvailable(e)
+			return nil
+		}
 		q.finish(tx, e, Completed, "", "")
 	case DeadLetter:
 		q.finish(tx, e, Rejected, s.Reason, s.Description)
@@ -103,6 +113,15 @@ func (q *Queue) settle(tx *Tx, token amqp.UUID, s Settlement) error {
 		q.giveBackDurably(tx, e)
 	}
 	return nil
+}
+
+// repeats reports whether a message that is completed is to come once more.
+func (q *Queue) repeats(e *entry) bool {
+	if e.repeated || q.opts.Repeat == nil {
+		return false
+	}
+	e.repeated = q.opts.Repeat()
+	return e.repeated
 }
 
 // modify stages the properties that a receiver changes in the message.
@@ -168,8 +187,10 @@ func (q *Queue) RenewLock(token amqp.UUID) (time.Time, error) {
 	return until, err
 }
 
-// ReceiveDeferred hands out deferred messages by sequence number. Numbers that
-// are not of deferred messages are left out.
+// ReceiveDeferred hands out deferred messages by sequence number, all or none;
+// ErrNotFound if one of the numbers isn't that of a deferred message, or of one
+// that is locked. One that has expired ends now, when it is asked for (Service
+// Bus docs: "Message deferral").
 func (q *Queue) ReceiveDeferred(ctx context.Context, mode Mode, sequenceNumbers ...int64) ([]*Delivery, error) {
 	tx := NewTx(q.store)
 	q.mu.Lock()
@@ -179,15 +200,36 @@ func (q *Queue) ReceiveDeferred(ctx context.Context, mode Mode, sequenceNumbers 
 	}
 	now := time.Now()
 	due := q.sweep(now)
+	entries, err := q.findDeferred(tx, sequenceNumbers, now)
 	var found []*Delivery
-	for _, seq := range sequenceNumbers {
-		if e := q.entries[seq]; e != nil && e.state == stateDeferred {
-			found = append(found, q.handOut(tx, e, nil, mode, now))
-		}
+	for _, e := range entries {
+		found = append(found, q.handOut(tx, e, nil, mode, now))
 	}
 	q.arm()
 	q.mu.Unlock()
-	return found, commitBoth(ctx, due, tx)
+	return found, errors.Join(err, commitBoth(ctx, due, tx))
+}
+
+// findDeferred returns the deferred messages that have these numbers, or else
+// none. It stages the end of those that have expired.
+func (q *Queue) findDeferred(tx *Tx, seqs []int64, now time.Time) ([]*entry, error) {
+	var found []*entry
+	var err error
+	for _, seq := range seqs {
+		e := q.entries[seq]
+		if e != nil && e.state == stateDeferred && !e.expires.IsZero() && !e.expires.After(now) {
+			q.finish(tx, e, Expired, "", "")
+		}
+		if e == nil || e.state != stateDeferred || slices.Contains(found, e) {
+			err = fmt.Errorf("deferred message %d of %s: %w", seq, q.name, ErrNotFound)
+			continue
+		}
+		found = append(found, e)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return found, nil
 }
 
 // handOut locks a message, or stages its end if it is received and deleted.

@@ -101,6 +101,7 @@ func (t *Topic) subscribe(name string, opts QueueOptions) (*Queue, error) {
 	}
 	opts.MaxMessageSize = t.opts.MaxMessageSize
 	opts.DuplicateWindow = 0 // the topic's business
+	opts.subscription = true
 	q, err := openQueue(t.store, strings.ToLower(path), path, opts)
 	if err == nil {
 		t.subs[strings.ToLower(name)] = q
@@ -138,6 +139,7 @@ func (t *Topic) send(done func(error), at time.Time, msgs []*amqp.Message) ([]in
 	if err := checkSizes(t.name, t.opts.MaxMessageSize, msgs); err != nil {
 		return nil, err
 	}
+	identify(msgs)
 	tx := NewTx(t.store)
 	if t.ids.window > 0 && t.store.Durable() {
 		t.sendMu.Lock()
@@ -157,6 +159,7 @@ func (t *Topic) Stage(tx *Tx, msgs ...*amqp.Message) error {
 	if t.ids.window > 0 {
 		return fmt.Errorf("topic %s %w", t.name, errStageDuplicates)
 	}
+	identify(msgs)
 	_, err := t.stage(tx, time.Time{}, msgs)
 	return err
 }

@@ -69,7 +69,10 @@ func TestTopicSchedules(t *testing.T) {
 		if err := topic.CancelScheduled(t.Context(), 1); err != nil {
 			t.Fatal(err)
 		}
+		check(t, "seen before", peek(subs[0]), "")
 		time.Sleep(time.Minute)
+		synctest.Wait()
+		check(t, "number at the topic", subs[0].Peek(0, 1)[0].EnqueuedSequenceNumber, 2)
 		for _, q := range subs {
 			check(t, q.Name(), receiveAll(t, newConsumer(t, q, broker.ConsumerOptions{})), "b")
 		}

@@ -82,6 +82,9 @@ func (h *Hub) SendC2DAsync(deviceID string, m *amqp.Message, done func(error)) {
 }
 
 func (h *Hub) prepareC2D(deviceID string, m *amqp.Message) (*broker.Queue, error) {
+	if err := h.admit(OpC2D, Target{DeviceID: deviceID}, broker.MessageSize(m)); err != nil {
+		return nil, err
+	}
 	d, err := h.find(deviceID)
 	if err != nil {
 		return nil, err
@@ -107,7 +110,7 @@ func (h *Hub) prepareC2D(deviceID string, m *amqp.Message) (*broker.Queue, error
 		}
 	}
 	if p.To == nil {
-		to := "/devices/" + url.PathEscape(deviceID) + "/messages/deviceBound"
+		to := d.address() + "/messages/deviceBound"
 		p.To = &to
 	}
 	return d.c2d()
@@ -136,6 +139,7 @@ func (h *Hub) c2dOptions(deviceID, generation string) broker.QueueOptions {
 		OnOutcome: func(tx *broker.Tx, o broker.Outcome) {
 			h.feedback.record(tx, deviceID, generation, o)
 		},
+		Repeat: func() bool { return h.repeat(OpC2D, Target{DeviceID: deviceID}) },
 	}
 }
 
@@ -186,6 +190,9 @@ type PurgeResult struct {
 
 // PurgeC2D removes the messages that wait for a device.
 func (h *Hub) PurgeC2D(ctx context.Context, deviceID string) (PurgeResult, error) {
+	if err := h.admit(OpRegistry, Target{DeviceID: deviceID}, 0); err != nil {
+		return PurgeResult{}, err
+	}
 	d, err := h.find(deviceID)
 	if err != nil {
 		return PurgeResult{}, err

@@ -1,52 +1,34 @@
 package hub
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/url"
 	"strings"
 	"sync"
-	"sync/atomic"
-	"time"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/broker"
-	"github.com/hubjobs/hubjobs/infra/emulator/internal/store"
 )
 
-// Keys in the store: d/<device>/i holds the identity, d/<device>/a when the
-// device was last seen.
-const (
-	devicePrefix   = "d/"
-	identitySuffix = "i"
-	activitySuffix = "a"
-)
-
-func deviceKeys(id string) string { return devicePrefix + url.PathEscape(id) + "/" }
+// devicePrefix begins the keys of all devices in the store.
+const devicePrefix = "d/"
 
 // device is what the hub knows of a device identity.
 type device struct {
-	hub *Hub
-	id  string
+	principal
 
-	// registry is held during a whole change of the identity, disk included.
+	// registry is held during a whole change of the identity or of one of its
+	// modules, disk included.
 	registry sync.Mutex
 
-	// lastActivity is in nanoseconds since 1970, 0 for never.
-	lastActivity atomic.Int64
-
-	mu             sync.Mutex // guards all below
-	exists         bool       // false until created and after deletion
-	identity       Identity   // what doesn't come from the fields below
-	session        *Session
-	stateUpdated   time.Time // connection state
-	queue          *broker.Queue
-	methodsAwaited chan struct{} // closed when a session handles methods; nil while nobody waits
+	// Guarded by the principal's mu.
+	queue   *broker.Queue
+	modules map[string]*principal
 }
 
-// activity is the record of when a device was last seen.
-type activity struct {
-	Last         time.Time
-	StateUpdated time.Time
+func (h *Hub) newDevice(id string) *device {
+	d := &device{principal: principal{Target: Target{DeviceID: id}, hub: h}}
+	d.device = d
+	return d
 }
 
 // device returns an existing device, or nil.
@@ -57,9 +39,7 @@ func (h *Hub) device(id string) *device {
 	if d == nil {
 		return nil
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if !d.exists {
+	if _, exists := d.current(); !exists {
 		return nil
 	}
 	return d
@@ -70,31 +50,15 @@ func (h *Hub) find(id string) (*device, error) {
 	if d := h.device(id); d != nil {
 		return d, nil
 	}
-	return nil, notFound(id)
+	return nil, notFound(Target{DeviceID: id})
 }
 
-func notFound(id string) error { return refuse(CodeDeviceNotFound, "device %q is not registered", id) }
-
-// touch notes that the device was active.
-func (d *device) touch() { d.lastActivity.Store(time.Now().UnixNano()) }
-
-// snapshot returns the identity with all that the hub adds to it.
-func (d *device) snapshot() Identity {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	id := d.identity
-	id.ConnectionState = Disconnected
-	if d.session != nil {
-		id.ConnectionState = Connected
+// waiting is how many cloud-to-device messages there are. The caller holds mu.
+func (d *device) waiting() int {
+	if d.queue == nil {
+		return 0
 	}
-	id.ConnectionStateUpdatedTime = Time{d.stateUpdated}
-	if n := d.lastActivity.Load(); n != 0 {
-		id.LastActivityTime = Time{time.Unix(0, n).UTC()}
-	}
-	if d.queue != nil {
-		id.CloudToDeviceMessageCount = d.queue.Len()
-	}
-	return id
+	return d.queue.Len()
 }
 
 // c2d returns the device's cloud-to-device queue, which is opened when it is
@@ -103,44 +67,44 @@ func (d *device) c2d() (*broker.Queue, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.exists {
-		return nil, notFound(d.id)
+		return nil, notFound(d.Target)
 	}
 	if d.queue != nil {
 		return d.queue, nil
 	}
-	q, err := broker.OpenQueue(d.hub.store, c2dQueueName(d.id, d.identity.GenerationID), d.hub.c2dOptions(d.id, d.identity.GenerationID))
+	generation := d.identity.GenerationID
+	q, err := broker.OpenQueue(d.hub.store, c2dQueueName(d.DeviceID, generation), d.hub.c2dOptions(d.DeviceID, generation))
 	if err != nil {
-		return nil, fmt.Errorf("cloud-to-device queue of %s: %w", d.id, err)
+		return nil, fmt.Errorf("cloud-to-device queue of %s: %w", d.DeviceID, err)
 	}
 	d.queue = q
 	return q, nil
 }
 
-// recordActivity makes what is known of the device's presence outlive the
-// process. Nothing waits for it, and a device that is deleted is forgotten.
-func (d *device) recordActivity() {
-	if !d.hub.store.Durable() {
-		return
-	}
+// sessions returns the sessions of the device and of its modules.
+func (d *device) sessions() []*Session {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !d.exists {
-		return
+	var sessions []*Session
+	if d.session != nil {
+		sessions = append(sessions, d.session)
 	}
-	a := activity{StateUpdated: d.stateUpdated}
-	if n := d.lastActivity.Load(); n != 0 {
-		a.Last = time.Unix(0, n).UTC()
+	for _, m := range d.modules {
+		m.mu.Lock()
+		if m.session != nil {
+			sessions = append(sessions, m.session)
+		}
+		m.mu.Unlock()
 	}
-	if value, err := json.Marshal(a); err == nil { // two times: it never fails
-		d.hub.store.Submit(nil, store.Put(deviceKeys(d.id)+activitySuffix, value))
-	}
+	return sessions
 }
 
 func (d *device) close() {
+	sessions := d.sessions()
 	d.mu.Lock()
-	s, q := d.session, d.queue
+	q := d.queue
 	d.mu.Unlock()
-	if s != nil {
+	for _, s := range sessions {
 		s.end(refuse(CodeServiceUnavailable, "the hub is shutting down"))
 	}
 	if q != nil {
@@ -148,28 +112,38 @@ func (d *device) close() {
 	}
 }
 
+// loadDevices reads the records of all devices and modules. Those of one
+// principal come one after the other, and those of a device before those of its
+// modules, because the keys are in order.
 func (h *Hub) loadDevices() error {
-	seen := make(map[string]activity)
-	return h.store.Load(devicePrefix, func(key string, value []byte) error {
-		escaped, kind, _ := strings.Cut(key[len(devicePrefix):], "/")
+	err := h.store.Load(devicePrefix, func(key string, value []byte) error {
+		escaped, record, _ := strings.Cut(key[len(devicePrefix):], "/")
 		id, err := url.PathUnescape(escaped)
 		if err != nil {
 			return fmt.Errorf("stored device %q: %w", escaped, err)
 		}
-		if kind == activitySuffix { // comes before the identity
-			var a activity
-			err := json.Unmarshal(value, &a)
-			seen[id] = a
-			return err
+		d := h.devices[id]
+		if d == nil {
+			d = h.newDevice(id)
+			h.devices[id] = d
 		}
-		d := &device{hub: h, id: id, exists: true, stateUpdated: seen[id].StateUpdated}
-		if last := seen[id].Last; !last.IsZero() {
-			d.lastActivity.Store(last.UnixNano())
-		}
-		if err := json.Unmarshal(value, &d.identity); err != nil {
+		if err := d.load(record, value); err != nil {
 			return fmt.Errorf("stored device %s: %w", id, err)
 		}
-		h.devices[id] = d
 		return nil
 	})
+	for id, d := range h.devices {
+		if !d.exists {
+			delete(h.devices, id)
+		}
+	}
+	return err
+}
+
+// load reads one record of the device or of a module.
+func (d *device) load(record string, value []byte) error {
+	if rest, ok := strings.CutPrefix(record, modulePrefix); ok {
+		return d.loadModule(rest, value)
+	}
+	return d.principal.load(record, value)
 }

@@ -3,6 +3,7 @@ package hub
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -28,6 +29,7 @@ const (
 	CodeUnauthorized          Code = 401003
 	CodeQuotaExceeded         Code = 403002
 	CodeMaxQueueDepthExceeded Code = 403004
+	CodeNotInTier             Code = 403010
 	CodeDeviceNotFound        Code = 404001
 	CodeJobNotFound           Code = 404002
 	CodeModuleNotFound        Code = 404010
@@ -35,11 +37,15 @@ const (
 	CodeConnectionClosed      Code = 404104
 	CodeDeviceAlreadyExists   Code = 409001
 	CodeLinkCreationConflict  Code = 409002
+	CodeModuleAlreadyExists   Code = 409301
+	CodeJobAlreadyExists      Code = 409104
 	CodePreconditionFailed    Code = 412001
 	CodeMessageLockLost       Code = 412002
 	CodeMessageTooLarge       Code = 413001
 	CodeTooManyDevices        Code = 413002
+	CodeTooManyModules        Code = 413003
 	CodeThrottling            Code = 429001
+	CodeTooManyActiveJobs     Code = 429004
 	CodeServerError           Code = 500001
 	CodeServiceUnavailable    Code = 503001
 	CodeGatewayTimeout        Code = 504101
@@ -57,6 +63,7 @@ var codeNames = map[Code]string{
 	CodeUnauthorized:          "IotHubUnauthorized",
 	CodeQuotaExceeded:         "IotHubQuotaExceeded",
 	CodeMaxQueueDepthExceeded: "DeviceMaximumQueueDepthExceeded",
+	CodeNotInTier:             "OperationNotAvailableInCurrentTier",
 	CodeDeviceNotFound:        "DeviceNotFound",
 	CodeJobNotFound:           "JobNotFound",
 	CodeModuleNotFound:        "ModuleNotFound",
@@ -64,11 +71,15 @@ var codeNames = map[Code]string{
 	CodeConnectionClosed:      "DeviceConnectionClosedRemotely",
 	CodeDeviceAlreadyExists:   "DeviceAlreadyExists",
 	CodeLinkCreationConflict:  "LinkCreationConflict",
+	CodeModuleAlreadyExists:   "ModuleAlreadyExistsOnDevice",
+	CodeJobAlreadyExists:      "JobAlreadyExists",
 	CodePreconditionFailed:    "PreconditionFailed",
 	CodeMessageLockLost:       "DeviceMessageLockLost",
 	CodeMessageTooLarge:       "MessageTooLarge",
 	CodeTooManyDevices:        "TooManyDevices",
+	CodeTooManyModules:        "TooManyModulesOnDevice",
 	CodeThrottling:            "ThrottlingException",
+	CodeTooManyActiveJobs:     "ThrottlingMaxActiveJobCountExceeded",
 	CodeServerError:           "ServerError",
 	CodeServiceUnavailable:    "ServiceUnavailable",
 	CodeGatewayTimeout:        "GatewayTimeout",
@@ -95,6 +106,9 @@ type Error struct {
 	Message string
 	// TrackingID names this one refusal in logs and answers.
 	TrackingID string
+	// RetryAfter is when to try again, for throttled calls; 0 where the hub
+	// doesn't say.
+	RetryAfter time.Duration
 
 	cause error
 }

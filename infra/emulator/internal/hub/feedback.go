@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -72,6 +73,13 @@ type feedback struct {
 type waitingRecord struct {
 	key  string
 	text json.RawMessage
+}
+
+// about reports whether a record is about a device of that generation.
+func (w waitingRecord) about(deviceID, generation string) bool {
+	var r feedbackRecord
+	err := json.Unmarshal(w.text, &r)
+	return err == nil && r.DeviceID == deviceID && r.DeviceGenerationID == generation
 }
 
 func openFeedback(s store.Store, hubName string, opts FeedbackOptions) (*feedback, error) {
@@ -146,6 +154,21 @@ func (f *feedback) add(w waitingRecord) {
 	if full {
 		f.flush()
 	}
+}
+
+// forget drops the records about a device that are in no batch yet: they are
+// deleted with the device (IoT Hub docs: "Understand cloud-to-device messaging
+// from an IoT hub", pending feedback for deleted devices).
+func (f *feedback) forget(tx *broker.Tx, deviceID, generation string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.waiting = slices.DeleteFunc(f.waiting, func(w waitingRecord) bool {
+		gone := w.about(deviceID, generation)
+		if gone {
+			tx.Add(store.Delete(w.key))
+		}
+		return gone
+	})
 }
 
 // arm sets the timer of the batch that is being gathered.

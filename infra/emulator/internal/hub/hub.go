@@ -10,13 +10,15 @@
 // # Locks
 //
 // The map of devices has a mutex, and each device two: registry held through a
-// whole change of the identity, the disk included, and mu for its fields. The
-// order is registry, map, mu, session, then those of package broker; feedback
+// whole change of the identity or of a module, the disk included, and mu for its
+// fields. A module has a mu of its own. The order is registry, map, mu of the
+// device, mu of the module, session, then those of package broker; feedback
 // comes last, because the broker calls it with a queue's mutex held.
 package hub
 
 import (
 	"cmp"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"sync"
@@ -68,6 +70,13 @@ type Options struct {
 	C2D C2DOptions
 	// Feedback are the properties of the feedback queue.
 	Feedback FeedbackOptions
+	// DeviceCAs are the roots of devices that authenticate by certificate
+	// authority; nil means that there are none.
+	DeviceCAs *x509.CertPool
+	// Gate may refuse operations; nil admits all.
+	Gate Gate
+	// Meter counts what operations answer; nil means that nobody does.
+	Meter Meter
 	// Logger gets what an operator wants to know; nil means none.
 	Logger *slog.Logger
 }
@@ -127,6 +136,8 @@ type Hub struct {
 
 	mu      sync.RWMutex
 	devices map[string]*device
+	order   []*device // the devices by ID; nil when nobody has asked since changes
+	changes uint64    // of devices
 	closed  bool
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -71,12 +70,8 @@ func openStore(t *testing.T, dir string) store.Store {
 // afterKill opens what another process would find if this one were killed now.
 func afterKill(t *testing.T, dir string) store.Store {
 	t.Helper()
-	state, err := os.ReadFile(filepath.Join(dir, "state.db"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	other := t.TempDir()
-	if err := os.WriteFile(filepath.Join(other, "state.db"), state, 0o600); err != nil {
+	if err := os.CopyFS(other, os.DirFS(dir)); err != nil {
 		t.Fatal(err)
 	}
 	return openStore(t, other)
@@ -89,6 +84,15 @@ func create(t *testing.T, h fixture, id string) hub.Identity {
 		t.Fatal(err)
 	}
 	return d
+}
+
+func list(t *testing.T, h fixture, top int) []hub.Identity {
+	t.Helper()
+	ids, err := h.ListDevices(top)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ids
 }
 
 func connect(t *testing.T, h fixture, id string) *hub.Session {

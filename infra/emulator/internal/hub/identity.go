@@ -1,10 +1,16 @@
 package hub
 
 import (
+	"cmp"
+	"crypto/sha1"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
+	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Identity is a device identity as the registry's REST API shows it. Fields
@@ -25,7 +31,14 @@ type Identity struct {
 	Capabilities               Capabilities    `json:"capabilities"`
 	DeviceScope                string          `json:"deviceScope,omitempty"`
 	ParentScopes               []string        `json:"parentScopes,omitempty"`
+
+	// Of a module, whose identity is a device's with fewer fields in use.
+	moduleID  string
+	managedBy *string
 }
+
+// Target returns the address of the identity.
+func (id Identity) Target() Target { return Target{DeviceID: id.DeviceID, ModuleID: id.moduleID} }
 
 // Status is whether a device may connect.
 type Status string
@@ -51,10 +64,12 @@ const (
 	AuthNone       = "none"
 )
 
+var authTypes = []string{AuthSAS, AuthSelfSigned, AuthAuthority, AuthNone}
+
 // Authentication is how a device proves who it is.
 type Authentication struct {
-	// Type is one of the Auth constants; empty means sas, or selfSigned if
-	// there is a thumbprint.
+	// Type is one of the Auth constants, in any case; empty means sas, or
+	// selfSigned if there is a thumbprint.
 	Type           string         `json:"type"`
 	SymmetricKey   SymmetricKey   `json:"symmetricKey"`
 	X509Thumbprint X509Thumbprint `json:"x509Thumbprint"`
@@ -66,7 +81,23 @@ type SymmetricKey struct {
 	SecondaryKey string `json:"secondaryKey"`
 }
 
-// X509Thumbprint holds the thumbprints of two self-signed certificates.
+// MarshalJSON implements json.Marshaler: null stands for a key that there isn't.
+func (k SymmetricKey) MarshalJSON() ([]byte, error) {
+	return json.Marshal(struct {
+		PrimaryKey   *string `json:"primaryKey"`
+		SecondaryKey *string `json:"secondaryKey"`
+	}{orNull(k.PrimaryKey), orNull(k.SecondaryKey)})
+}
+
+func orNull(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+// X509Thumbprint holds the thumbprints of two self-signed certificates: SHA-1 or
+// SHA-256 in hexadecimal, in any case.
 type X509Thumbprint struct {
 	PrimaryThumbprint   *string `json:"primaryThumbprint"`
 	SecondaryThumbprint *string `json:"secondaryThumbprint"`
@@ -110,7 +141,7 @@ func (t *Time) UnmarshalJSON(b []byte) error {
 // Limits of identities (IoT Hub docs: "Understand the identity registry").
 const (
 	maxIDLength     = 128
-	maxReasonLength = 128
+	maxReasonLength = 128 // characters
 	minKeyBytes     = 16
 	maxKeyBytes     = 64
 )
@@ -134,11 +165,8 @@ func ValidID(id string) bool {
 	return true
 }
 
-// normalise checks what a caller may set and fills in defaults.
+// normalise checks what a caller may set, but for the IDs, and fills in defaults.
 func (id *Identity) normalise() error {
-	if !ValidID(id.DeviceID) {
-		return refuse(CodeArgumentInvalid, "device ID %q must have 1 to %d characters: letters, digits and %s", id.DeviceID, maxIDLength, idCharacters)
-	}
 	switch Status(strings.ToLower(string(id.Status))) {
 	case "", StatusEnabled:
 		id.Status = StatusEnabled
@@ -147,29 +175,49 @@ func (id *Identity) normalise() error {
 	default:
 		return refuse(CodeArgumentInvalid, "status %q is neither enabled nor disabled", id.Status)
 	}
-	if r := id.StatusReason; r != nil && len(*r) > maxReasonLength {
+	if r := id.StatusReason; r != nil && utf8.RuneCountInString(*r) > maxReasonLength {
 		return refuse(CodeArgumentInvalid, "status reason has more than %d characters", maxReasonLength)
 	}
 	return id.Authentication.normalise()
 }
 
+func invalidID(kind, id string) error {
+	return refuse(CodeArgumentInvalid, "%s ID %q must have 1 to %d characters: letters, digits and %s", kind, id, maxIDLength, idCharacters)
+}
+
+// normalise checks what a caller may set, fills in defaults, and drops what the
+// kind of authentication doesn't use.
 func (a *Authentication) normalise() error {
+	a.X509Thumbprint.normalise()
 	if a.Type == "" {
 		a.Type = AuthSAS
-		if a.X509Thumbprint.PrimaryThumbprint != nil {
+		if a.X509Thumbprint != (X509Thumbprint{}) {
 			a.Type = AuthSelfSigned
 		}
 	}
-	switch a.Type {
-	case AuthSelfSigned, AuthAuthority, AuthNone:
-		a.SymmetricKey = SymmetricKey{}
-		return nil
-	case AuthSAS:
-	default:
-		return refuse(CodeArgumentInvalid, "authentication type %q is unknown", a.Type)
+	i := slices.IndexFunc(authTypes, func(known string) bool { return strings.EqualFold(known, a.Type) })
+	if i < 0 {
+		return refuse(CodeArgumentInvalid, "authentication type %q is none of %v", a.Type, authTypes)
 	}
-	a.X509Thumbprint = X509Thumbprint{}
-	for _, key := range []*string{&a.SymmetricKey.PrimaryKey, &a.SymmetricKey.SecondaryKey} {
+	a.Type = authTypes[i]
+	if a.Type != AuthSAS {
+		a.SymmetricKey = SymmetricKey{}
+	}
+	if a.Type != AuthSelfSigned {
+		a.X509Thumbprint = X509Thumbprint{}
+	}
+	switch a.Type {
+	case AuthSAS:
+		return a.SymmetricKey.complete()
+	case AuthSelfSigned:
+		return a.X509Thumbprint.check()
+	}
+	return nil
+}
+
+// complete makes keys that are missing, and checks those that are there.
+func (k *SymmetricKey) complete() error {
+	for _, key := range []*string{&k.PrimaryKey, &k.SecondaryKey} {
 		if *key == "" {
 			*key = newKey()
 		}
@@ -181,14 +229,49 @@ func (a *Authentication) normalise() error {
 	return nil
 }
 
-// keepKeys takes keys that an update leaves out from the identity before it.
+// normalise makes thumbprints that are empty absent.
+func (x *X509Thumbprint) normalise() {
+	for _, thumbprint := range []**string{&x.PrimaryThumbprint, &x.SecondaryThumbprint} {
+		if *thumbprint != nil && **thumbprint == "" {
+			*thumbprint = nil
+		}
+	}
+}
+
+// check returns an error unless there is a thumbprint and all are well-formed.
+func (x X509Thumbprint) check() error {
+	if x == (X509Thumbprint{}) {
+		return refuse(CodeArgumentInvalid, "authentication type %s needs a thumbprint", AuthSelfSigned)
+	}
+	for _, thumbprint := range []*string{x.PrimaryThumbprint, x.SecondaryThumbprint} {
+		if thumbprint == nil {
+			continue
+		}
+		b, err := hex.DecodeString(*thumbprint)
+		if err != nil || len(b) != sha1.Size && len(b) != sha256.Size {
+			return refuse(CodeArgumentInvalid, "a thumbprint must be a SHA-1 or SHA-256 of %d or %d hexadecimal digits", 2*sha1.Size, 2*sha256.Size)
+		}
+	}
+	return nil
+}
+
+// keepKeys takes what an update leaves out from the identity before it: all of
+// the authentication, or the keys or thumbprints of the same kind.
 func (a *Authentication) keepKeys(before Authentication) {
-	if a.Type != "" && a.Type != before.Type {
+	a.X509Thumbprint.normalise()
+	switch {
+	case *a == (Authentication{}):
+		*a = before
+	case a.Type == "" && a.X509Thumbprint != (X509Thumbprint{}):
+		a.Type = AuthSelfSigned
+	case a.Type == "":
+		a.Type = AuthSAS
+	}
+	if !strings.EqualFold(a.Type, before.Type) {
 		return
 	}
-	if a.SymmetricKey == (SymmetricKey{}) {
-		a.SymmetricKey = before.SymmetricKey
-	}
+	a.SymmetricKey.PrimaryKey = cmp.Or(a.SymmetricKey.PrimaryKey, before.SymmetricKey.PrimaryKey)
+	a.SymmetricKey.SecondaryKey = cmp.Or(a.SymmetricKey.SecondaryKey, before.SymmetricKey.SecondaryKey)
 	if a.X509Thumbprint == (X509Thumbprint{}) {
 		a.X509Thumbprint = before.X509Thumbprint
 	}

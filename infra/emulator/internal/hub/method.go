@@ -63,54 +63,62 @@ func (c *MethodCall) check() error {
 	return nil
 }
 
-// InvokeMethod calls a method of a device and waits for the answer.
+// InvokeMethod calls a method of a device or module and waits for the answer.
 //
-// Errors: CodeDeviceNotFound, CodeDeviceNotOnline, CodeConnectionClosed when
-// the device went away, CodeGatewayTimeout, CodeArgumentInvalid.
-func (h *Hub) InvokeMethod(ctx context.Context, deviceID string, call MethodCall) (MethodResult, error) {
+// Errors: CodeDeviceNotFound, CodeModuleNotFound, CodeDeviceNotOnline,
+// CodeConnectionClosed when the device went away, CodeGatewayTimeout,
+// CodeArgumentInvalid.
+func (h *Hub) InvokeMethod(ctx context.Context, t Target, call MethodCall) (MethodResult, error) {
+	if err := h.admit(OpMethod, t, len(call.Payload)); err != nil {
+		return MethodResult{}, err
+	}
 	if err := call.check(); err != nil {
 		return MethodResult{}, err
 	}
-	d, err := h.find(deviceID)
+	p, err := h.principal(t)
 	if err != nil {
 		return MethodResult{}, err
 	}
 	connectBy := time.Now().Add(call.ConnectTimeout)
 	for {
-		s, err := d.awaitMethods(ctx, time.Until(connectBy))
+		s, err := p.awaitMethods(ctx, time.Until(connectBy))
 		if err != nil {
 			return MethodResult{}, err
 		}
-		if result, answer := s.begin(call); answer != nil {
-			return s.await(ctx, call, result, answer)
+		if id, answer := s.begin(call); answer != nil {
+			result, err := s.await(ctx, call, id, answer)
+			if err == nil {
+				h.meter(OpMethod, t, len(result.Payload))
+			}
+			return result, err
 		}
 		// The session ended or gave up methods in between: wait for the next.
 	}
 }
 
-// awaitMethods waits until a session of the device handles methods.
-func (d *device) awaitMethods(ctx context.Context, timeout time.Duration) (*Session, error) {
+// awaitMethods waits until a session of the principal handles methods.
+func (p *principal) awaitMethods(ctx context.Context, timeout time.Duration) (*Session, error) {
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	for {
-		d.mu.Lock()
-		s := d.session
-		exists := d.exists
-		if d.methodsAwaited == nil {
-			d.methodsAwaited = make(chan struct{})
+		p.mu.Lock()
+		s := p.session
+		exists := p.exists
+		if p.methodsAwaited == nil {
+			p.methodsAwaited = make(chan struct{})
 		}
-		changed := d.methodsAwaited
-		d.mu.Unlock()
+		changed := p.methodsAwaited
+		p.mu.Unlock()
 		switch {
 		case !exists:
-			return nil, notFound(d.id)
+			return nil, notFound(p.Target)
 		case s != nil && s.handlesMethods():
 			return s, nil
 		}
 		select {
 		case <-changed:
 		case <-timer.C:
-			return nil, refuse(CodeDeviceNotOnline, "device %q is not connected, or not listening for methods", d.id)
+			return nil, refuse(CodeDeviceNotOnline, "%s is not connected, or not listening for methods", p.Target)
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -151,9 +159,9 @@ func (s *Session) await(ctx context.Context, call MethodCall, id string, answer 
 	case result := <-answer:
 		return result, nil
 	case <-timer.C:
-		return MethodResult{}, refuse(CodeGatewayTimeout, "device %q didn't answer method %q within %s", s.device.id, call.Name, call.ResponseTimeout)
+		return MethodResult{}, refuse(CodeGatewayTimeout, "%s didn't answer method %q within %s", s.principal.Target, call.Name, call.ResponseTimeout)
 	case <-s.done:
-		return MethodResult{}, refuse(CodeConnectionClosed, "device %q disconnected before it answered method %q", s.device.id, call.Name)
+		return MethodResult{}, refuse(CodeConnectionClosed, "%s disconnected before it answered method %q", s.principal.Target, call.Name)
 	case <-ctx.Done():
 		return MethodResult{}, ctx.Err()
 	}
@@ -173,19 +181,25 @@ func (s *Session) HandleMethods(deliver func(MethodRequest)) {
 		s.deliver = deliver
 	}
 	s.mu.Unlock()
-	d := s.device
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.methodsAwaited != nil {
-		close(d.methodsAwaited)
-		d.methodsAwaited = nil
+	p := s.principal
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.wakeMethods()
+}
+
+// wakeMethods makes calls that wait for a session look again. The caller holds
+// mu.
+func (p *principal) wakeMethods() {
+	if p.methodsAwaited != nil {
+		close(p.methodsAwaited)
+		p.methodsAwaited = nil
 	}
 }
 
 // RespondMethod takes the device's answer. One to an unknown request, such as a
 // late one, is ignored.
 func (s *Session) RespondMethod(requestID string, result MethodResult) {
-	s.device.touch()
+	s.Touch()
 	s.mu.Lock()
 	answer := s.calls[requestID]
 	delete(s.calls, requestID)

@@ -42,13 +42,31 @@ func (h *Hub) Device(id string) (sas.Device, error) {
 	if d == nil {
 		return sas.Device{}, sas.ErrUnknownDevice
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	device := sas.Device{Enabled: d.identity.Status == StatusEnabled}
-	if a := d.identity.Authentication; a.Type == AuthSAS {
-		device.Keys = sas.Keys{Primary: a.SymmetricKey.PrimaryKey, Secondary: a.SymmetricKey.SecondaryKey}
+	identity, _ := d.current()
+	return sas.Device{Enabled: identity.Status == StatusEnabled, Keys: identity.Authentication.keys()}, nil
+}
+
+// Module implements sas.Keyring. A module is enabled while its device is.
+func (h *Hub) Module(deviceID, moduleID string) (sas.Device, error) {
+	device, err := h.Device(deviceID)
+	if err != nil {
+		return sas.Device{}, err
 	}
-	return device, nil
+	m, err := h.principal(Target{DeviceID: deviceID, ModuleID: moduleID})
+	if err != nil {
+		return sas.Device{}, sas.ErrUnknownDevice
+	}
+	identity, _ := m.current()
+	return sas.Device{Enabled: device.Enabled, Keys: identity.Authentication.keys()}, nil
+}
+
+// keys are those that tokens may be signed with: none if the identity proves
+// itself by a certificate.
+func (a Authentication) keys() sas.Keys {
+	if a.Type != AuthSAS {
+		return sas.Keys{}
+	}
+	return sas.Keys{Primary: a.SymmetricKey.PrimaryKey, Secondary: a.SymmetricKey.SecondaryKey}
 }
 
 var _ sas.Keyring = (*Hub)(nil)

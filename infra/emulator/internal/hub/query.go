@@ -3,8 +3,12 @@ package hub
 import (
 	"encoding/base64"
 	"encoding/json"
-	"strconv"
+	"hash/fnv"
+	"iter"
+	"math"
 	"strings"
+
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/query"
 )
 
 // maxQueryPage is the largest page of a query (IoT Hub docs: "IoT Hub query
@@ -13,7 +17,7 @@ const maxQueryPage = 100
 
 // Query is a query of the registry.
 type Query struct {
-	// Text is SELECT [TOP n] * FROM devices, the one query that there is so far.
+	// Text is in the language of package query, FROM devices or devices.modules.
 	Text string
 	// PageSize is 1 to 100; other values mean 100.
 	PageSize int
@@ -23,49 +27,65 @@ type Query struct {
 
 // QueryPage is one page of the answer.
 type QueryPage struct {
-	// Type is the value of the header x-ms-item-type.
-	Type  string
-	Items []Twin
+	// Type is the value of the header x-ms-item-type: twin, or raw for objects
+	// that the query selects.
+	Type string
+	// Items are each a Twin, or the object that the query selects.
+	Items []any
 	// Continuation is empty on the last page.
 	Continuation string
 }
 
-// continuation is where the next page starts.
+// continuation is where the next page starts: behind a twin or group, whether
+// that still exists or not.
 type continuation struct {
-	Behind string `json:"behind"` // device ID
+	Query  uint64 `json:"query"`  // hash of the text
 	Served int    `json:"served"` // items on earlier pages
+	Device string `json:"device,omitempty"`
+	Module string `json:"module,omitempty"`
+	Group  string `json:"group,omitempty"`
 }
 
 func (c continuation) String() string {
 	text, err := json.Marshal(c)
 	if err != nil {
-		return "" // a string and a number: it never fails
+		return "" // strings and numbers: it never fails
 	}
 	return base64.RawURLEncoding.EncodeToString(text)
 }
 
-func parseContinuation(s string) (continuation, error) {
-	var c continuation
+func parseContinuation(s, text string) (continuation, error) {
+	hash := fnv.New64a()
+	hash.Write([]byte(text))
+	first := continuation{Query: hash.Sum64()}
 	if s == "" {
-		return c, nil
+		return first, nil
 	}
-	text, err := base64.RawURLEncoding.DecodeString(s)
+	var c continuation
+	decoded, err := base64.RawURLEncoding.DecodeString(s)
 	if err == nil {
-		err = json.Unmarshal(text, &c)
+		err = json.Unmarshal(decoded, &c)
 	}
-	if err != nil || c.Served < 0 {
-		return c, refuse(CodeArgumentInvalid, "continuation token is not one of this hub")
+	if err != nil || c.Served < 1 || c.Served > math.MaxInt32 || c.Query != first.Query {
+		return c, refuse(CodeArgumentInvalid, "continuation token is not one of this query")
 	}
 	return c, nil
 }
 
-// Query answers a query; CodeArgumentInvalid for one that it can't.
+// Query answers a query with the state of this moment: the cloud's answer may be
+// older, and code that relies on ours may fail there.
+//
+// Errors: CodeArgumentNull for no text, CodeArgumentInvalid, and
+// CodeInvalidOperation for a query of jobs.
 func (h *Hub) Query(q Query) (QueryPage, error) {
-	top, err := parseQuery(q.Text)
+	if err := h.admit(OpQuery, Target{}, 0); err != nil {
+		return QueryPage{}, err
+	}
+	parsed, err := parseQuery(q.Text)
 	if err != nil {
 		return QueryPage{}, err
 	}
-	from, err := parseContinuation(q.Continuation)
+	from, err := parseContinuation(q.Continuation, q.Text)
 	if err != nil {
 		return QueryPage{}, err
 	}
@@ -73,98 +93,113 @@ func (h *Hub) Query(q Query) (QueryPage, error) {
 	if size < 1 || size > maxQueryPage {
 		size = maxQueryPage
 	}
-	devices := h.sorted(from.Behind)
-	if top >= 0 {
-		devices = devices[:min(len(devices), max(0, top-from.Served))]
+	last := false // whether TOP makes this the last page
+	if left := parsed.Top - from.Served; parsed.Top > 0 && left <= size {
+		size, last = max(0, left), true
 	}
-	page := QueryPage{Type: "twin", Items: []Twin{}}
-	for _, d := range devices[:min(size, len(devices))] {
-		page.Items = append(page.Items, d.twin())
+	page := h.page(parsed, from, size)
+	if last {
+		page.Continuation = ""
 	}
-	if len(devices) > size {
-		page.Continuation = continuation{devices[size-1].id, from.Served + size}.String()
-	}
+	h.meterJSON(OpQuery, Target{}, page.Items)
 	return page, nil
 }
 
-// parseQuery returns the n of TOP n, or -1 without it.
-func parseQuery(text string) (int, error) {
-	words := strings.Fields(strings.ReplaceAll(text, "*", " * "))
-	top := -1
-	if len(words) == 6 && strings.EqualFold(words[1], "top") {
-		n, err := strconv.Atoi(words[2])
-		if err != nil || n < 1 {
-			return 0, refuse(CodeArgumentInvalid, "TOP %q is not a positive number", words[2])
+func parseQuery(text string) (*query.Query, error) {
+	if strings.TrimSpace(text) == "" {
+		return nil, refuse(CodeArgumentNull, "the query is missing")
+	}
+	q, err := query.Parse(text)
+	switch {
+	case err != nil:
+		return nil, refuse(CodeArgumentInvalid, "query: %s", err)
+	case q.Collection == query.Jobs:
+		return nil, refuse(CodeInvalidOperation, "queries of devices.jobs are not emulated")
+	}
+	return q, nil
+}
+
+// page returns up to size items behind from.
+func (h *Hub) page(q *query.Query, from continuation, size int) QueryPage {
+	page := QueryPage{Type: "twin", Items: []any{}}
+	if !q.Whole() {
+		page.Type = "raw"
+	}
+	items := h.twins(q, from)
+	if q.Aggregated() {
+		items = h.groups(q, from)
+	}
+	next := from
+	for item, position := range items {
+		if len(page.Items) == size {
+			page.Continuation = next.String()
+			break
 		}
-		top = n
-		words = append(words[:1], words[3:]...)
+		page.Items = append(page.Items, item)
+		next = position
+		next.Served = from.Served + len(page.Items)
 	}
-	if !strings.EqualFold(strings.Join(words, " "), "SELECT * FROM devices") {
-		return 0, refuse(CodeArgumentInvalid, "the emulator answers SELECT [TOP n] * FROM devices only, without a WHERE clause")
+	return page
+}
+
+// twins yields what a query selects of the twins behind from, each with its
+// position.
+func (h *Hub) twins(q *query.Query, from continuation) iter.Seq2[any, continuation] {
+	return func(yield func(any, continuation) bool) {
+		for p := range h.principals(q.Collection, Target{from.Device, from.Module}) {
+			d := &twinDocument{principal: p}
+			if !q.Matches(d) {
+				continue
+			}
+			var item any
+			if q.Whole() {
+				item = p.twin()
+			} else {
+				item = q.Project(d)
+			}
+			position := continuation{Query: from.Query, Device: p.DeviceID, Module: p.ModuleID}
+			if !yield(item, position) {
+				return
+			}
+		}
 	}
-	return top, nil
 }
 
-// Twin is a device twin as the service side sees it.
-type Twin struct {
-	DeviceID                  string          `json:"deviceId"`
-	ETag                      string          `json:"etag"`
-	DeviceETag                string          `json:"deviceEtag"`
-	Status                    Status          `json:"status"`
-	StatusReason              *string         `json:"statusReason,omitempty"`
-	StatusUpdateTime          Time            `json:"statusUpdateTime"`
-	ConnectionState           ConnectionState `json:"connectionState"`
-	LastActivityTime          Time            `json:"lastActivityTime"`
-	CloudToDeviceMessageCount int             `json:"cloudToDeviceMessageCount"`
-	AuthenticationType        string          `json:"authenticationType"`
-	X509Thumbprint            X509Thumbprint  `json:"x509Thumbprint"`
-	Version                   int64           `json:"version"`
-	Tags                      json.RawMessage `json:"tags"`
-	Properties                TwinProperties  `json:"properties"`
-	Capabilities              Capabilities    `json:"capabilities"`
-	DeviceScope               string          `json:"deviceScope,omitempty"`
-}
-
-// TwinProperties are the two halves of a twin.
-type TwinProperties struct {
-	Desired  json.RawMessage `json:"desired"`
-	Reported json.RawMessage `json:"reported"`
-}
-
-// A twin that nobody has written yet.
-const (
-	newTwinETag       = "AAAAAAAAAAE="
-	newTwinVersion    = 1
-	newTwinProperties = `{"$metadata":{"$lastUpdated":"0001-01-01T00:00:00Z"},"$version":1}`
-)
-
-// GetTwin returns the twin of a device, or CodeDeviceNotFound.
-func (h *Hub) GetTwin(deviceID string) (Twin, error) {
-	d, err := h.find(deviceID)
-	if err != nil {
-		return Twin{}, err
+// groups yields the rows of an aggregated query behind from.
+func (h *Hub) groups(q *query.Query, from continuation) iter.Seq2[any, continuation] {
+	return func(yield func(any, continuation) bool) {
+		groups := q.NewGroups()
+		for p := range h.principals(q.Collection, Target{}) {
+			if d := (&twinDocument{principal: p}); q.Matches(d) {
+				groups.Add(d)
+			}
+		}
+		for _, row := range groups.Rows() {
+			if from.Served > 0 && row.Key <= from.Group {
+				continue
+			}
+			if !yield(row.Values, continuation{Query: from.Query, Group: row.Key}) {
+				return
+			}
+		}
 	}
-	return d.twin(), nil
 }
 
-func (d *device) twin() Twin {
-	id := d.snapshot()
-	return Twin{
-		DeviceID:                  id.DeviceID,
-		ETag:                      newTwinETag,
-		DeviceETag:                id.ETag,
-		Status:                    id.Status,
-		StatusReason:              id.StatusReason,
-		StatusUpdateTime:          id.StatusUpdatedTime,
-		ConnectionState:           id.ConnectionState,
-		LastActivityTime:          id.LastActivityTime,
-		CloudToDeviceMessageCount: id.CloudToDeviceMessageCount,
-		AuthenticationType:        id.Authentication.Type,
-		X509Thumbprint:            id.Authentication.X509Thumbprint,
-		Version:                   newTwinVersion,
-		Tags:                      json.RawMessage(`{}`),
-		Properties:                TwinProperties{json.RawMessage(newTwinProperties), json.RawMessage(newTwinProperties)},
-		Capabilities:              id.Capabilities,
-		DeviceScope:               id.DeviceScope,
+// principals yields devices, or modules, behind a target in the order of their
+// IDs.
+func (h *Hub) principals(c query.Collection, behind Target) iter.Seq[*principal] {
+	return func(yield func(*principal) bool) {
+		for d := range h.inOrder(behind.DeviceID) {
+			found := []*principal{&d.principal}
+			if c == query.Modules {
+				found = d.sortedModules()
+			}
+			for _, p := range found {
+				served := p.DeviceID == behind.DeviceID && p.ModuleID <= behind.ModuleID
+				if !served && !yield(p) {
+					return
+				}
+			}
+		}
 	}
 }

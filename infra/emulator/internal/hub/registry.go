@@ -3,7 +3,8 @@ package hub
 import (
 	"context"
 	"encoding/base64"
-	"encoding/json"
+	"iter"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -24,28 +25,33 @@ const AnyVersion IfMatch = "*"
 // CreateDevice adds an identity; keys that are empty are generated.
 // CodeDeviceAlreadyExists if there is one of that ID.
 func (h *Hub) CreateDevice(ctx context.Context, id Identity) (Identity, error) {
+	return h.metered(ctx, id, h.createDevice)
+}
+
+// metered calls a change of an identity, if the gate admits it.
+func (h *Hub) metered(ctx context.Context, id Identity, change func(Identity) (Identity, error)) (Identity, error) {
+	if err := h.admit(OpRegistry, id.Target(), 0); err != nil {
+		return Identity{}, err
+	}
 	if err := ctx.Err(); err != nil {
 		return Identity{}, err
 	}
-	if err := id.normalise(); err != nil {
-		return Identity{}, err
+	return change(id)
+}
+
+func (h *Hub) createDevice(id Identity) (Identity, error) {
+	if !ValidID(id.DeviceID) {
+		return Identity{}, invalidID("device", id.DeviceID)
 	}
 	d, err := h.reserve(id.DeviceID)
 	if err != nil {
 		return Identity{}, err
 	}
 	defer d.registry.Unlock()
-	id.GenerationID = h.newGenerationID()
-	id.StatusUpdatedTime = Time{}
-	created := id.stored()
-	created.ETag = newETag("")
-	if err := h.writeIdentity(created); err != nil {
+	if err := d.create(id); err != nil {
 		h.release(d)
 		return Identity{}, err
 	}
-	d.mu.Lock()
-	d.identity, d.exists = created, true
-	d.mu.Unlock()
 	return d.snapshot(), nil
 }
 
@@ -60,18 +66,17 @@ func (h *Hub) reserve(id string) (*device, error) {
 		}
 		d := h.devices[id]
 		if d == nil {
-			d = &device{hub: h, id: id}
+			d = h.newDevice(id)
 			d.registry.Lock() // nobody else has it, so this can't wait
 			h.devices[id] = d
+			h.reorder()
 			h.mu.Unlock()
 			return d, nil
 		}
 		h.mu.Unlock()
 		// Another creation or deletion may be under way: wait for its end.
 		d.registry.Lock()
-		d.mu.Lock()
-		exists := d.exists
-		d.mu.Unlock()
+		_, exists := d.current()
 		d.registry.Unlock()
 		if exists {
 			return nil, refuse(CodeDeviceAlreadyExists, "device %q is already registered", id)
@@ -83,8 +88,9 @@ func (h *Hub) reserve(id string) (*device, error) {
 func (h *Hub) release(d *device) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.devices[d.id] == d {
-		delete(h.devices, d.id)
+	if h.devices[d.DeviceID] == d {
+		delete(h.devices, d.DeviceID)
+		h.reorder()
 	}
 }
 
@@ -95,14 +101,6 @@ func (id Identity) stored() Identity {
 	return id
 }
 
-func (h *Hub) writeIdentity(id Identity) error {
-	value, err := json.Marshal(id)
-	if err != nil {
-		return err
-	}
-	return store.Commit(h.store, store.Put(deviceKeys(id.DeviceID)+identitySuffix, value))
-}
-
 // lockExisting returns a device with its registry mutex held, if it exists and
 // has the version that is asked for.
 func (h *Hub) lockExisting(id string, match IfMatch) (*device, error) {
@@ -111,67 +109,43 @@ func (h *Hub) lockExisting(id string, match IfMatch) (*device, error) {
 		return nil, err
 	}
 	d.registry.Lock()
-	d.mu.Lock()
-	exists, etag := d.exists, d.identity.ETag
-	d.mu.Unlock()
-	switch {
-	case !exists:
-		err = notFound(id)
-	case match != AnyVersion && string(match) != etag:
-		err = refuse(CodePreconditionFailed, "device %q has another ETag than If-Match says", id)
-	default:
-		return d, nil
+	if err := d.matches(match); err != nil {
+		d.registry.Unlock()
+		return nil, err
 	}
-	d.registry.Unlock()
-	return nil, err
+	return d, nil
 }
 
 // UpdateDevice replaces what a caller may set of an identity: status,
 // authentication, capabilities and scopes. Keys that are left out stay.
 // CodePreconditionFailed if match doesn't match.
 func (h *Hub) UpdateDevice(ctx context.Context, id Identity, match IfMatch) (Identity, error) {
-	if err := ctx.Err(); err != nil {
-		return Identity{}, err
-	}
+	return h.metered(ctx, id, func(id Identity) (Identity, error) { return h.updateDevice(id, match) })
+}
+
+func (h *Hub) updateDevice(id Identity, match IfMatch) (Identity, error) {
 	d, err := h.lockExisting(id.DeviceID, match)
 	if err != nil {
 		return Identity{}, err
 	}
 	defer d.registry.Unlock()
-	d.mu.Lock()
-	before := d.identity
-	d.mu.Unlock()
-	id.Authentication.keepKeys(before.Authentication)
-	if err := id.normalise(); err != nil {
+	updated, err := d.update(id)
+	if err != nil {
 		return Identity{}, err
 	}
-	updated := id.stored()
-	updated.GenerationID, updated.ETag = before.GenerationID, newETag(before.ETag)
-	updated.StatusUpdatedTime = before.StatusUpdatedTime
-	if updated.Status != before.Status {
-		updated.StatusUpdatedTime = Time{time.Now().UTC()}
+	if updated.Status == StatusDisabled {
+		for _, s := range d.sessions() {
+			s.end(refuse(CodeUnauthorized, "%s was disabled", d.Target))
+		}
 	}
-	if err := h.writeIdentity(updated); err != nil {
-		return Identity{}, err
-	}
-	d.replace(updated)
 	return d.snapshot(), nil
-}
-
-// replace puts an identity into effect, and drops the connection of a device
-// that is disabled now.
-func (d *device) replace(id Identity) {
-	d.mu.Lock()
-	d.identity = id
-	s := d.session
-	d.mu.Unlock()
-	if s != nil && id.Status == StatusDisabled {
-		s.end(refuse(CodeUnauthorized, "device %q was disabled", d.id))
-	}
 }
 
 // GetDevice returns an identity, or CodeDeviceNotFound.
 func (h *Hub) GetDevice(deviceID string) (Identity, error) {
+	if err := h.admit(OpRegistry, Target{DeviceID: deviceID}, 0); err != nil {
+		return Identity{}, err
+	}
 	d, err := h.find(deviceID)
 	if err != nil {
 		return Identity{}, err
@@ -179,56 +153,99 @@ func (h *Hub) GetDevice(deviceID string) (Identity, error) {
 	return d.snapshot(), nil
 }
 
-// DeleteDevice removes an identity with its messages, and drops its connection.
-// CodePreconditionFailed if match doesn't match.
+// DeleteDevice removes an identity with its modules and messages, and drops
+// their connections. CodePreconditionFailed if match doesn't match.
 func (h *Hub) DeleteDevice(ctx context.Context, deviceID string, match IfMatch) error {
+	if err := h.admit(OpRegistry, Target{DeviceID: deviceID}, 0); err != nil {
+		return err
+	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	return h.deleteDevice(deviceID, match)
+}
+
+func (h *Hub) deleteDevice(deviceID string, match IfMatch) error {
 	d, err := h.lockExisting(deviceID, match)
 	if err != nil {
 		return err
 	}
 	defer d.registry.Unlock()
-	if _, err := d.c2d(); err != nil { // opened so that its records are removed too
+	q, err := d.c2d() // opened so that its records are removed too
+	if err != nil {
 		return err
 	}
 	tx := broker.NewTx(h.store)
-	d.mu.Lock()
-	d.exists = false // from now on nothing is added
-	s, q := d.session, d.queue
-	d.mu.Unlock()
+	d.remove() // from now on nothing is added
+	for _, m := range d.sortedModules() {
+		m.remove()
+	}
 	q.Delete(tx)
-	tx.Add(store.DeletePrefix(deviceKeys(deviceID)))
-	err = tx.Commit(context.WithoutCancel(ctx))
+	h.feedback.forget(tx, d.DeviceID, d.identity.GenerationID)
+	tx.Add(store.DeletePrefix(d.keys()))
+	err = tx.Commit(context.Background()) // the hub has begun to forget the device
 	h.release(d)
 	q.Close()
-	if s != nil {
-		s.end(refuse(CodeDeviceNotFound, "device %q was deleted", deviceID))
+	for _, s := range d.sessions() {
+		s.end(refuse(CodeDeviceNotFound, "%s was deleted", d.Target))
 	}
 	return err
 }
 
 // ListDevices returns up to top identities in order of their IDs.
-func (h *Hub) ListDevices(top int) []Identity {
-	devices := h.sorted("")
-	ids := make([]Identity, 0, min(top, len(devices)))
-	for _, d := range devices[:cap(ids)] {
+func (h *Hub) ListDevices(top int) ([]Identity, error) {
+	if err := h.admit(OpRegistry, Target{}, 0); err != nil {
+		return nil, err
+	}
+	ids := []Identity{}
+	for d := range h.inOrder("") {
+		if len(ids) == top {
+			break
+		}
 		ids = append(ids, d.snapshot())
 	}
-	return ids
+	return ids, nil
 }
 
-// sorted returns the existing devices behind an ID in the order of their IDs.
-func (h *Hub) sorted(behind string) []*device {
-	var devices []*device
-	h.each(func(d *device) {
-		if d.id > behind {
-			devices = append(devices, d)
+// inOrder yields the existing devices in the order of their IDs, from an ID on.
+func (h *Hub) inOrder(from string) iter.Seq[*device] {
+	return func(yield func(*device) bool) {
+		devices := h.sorted()
+		first, _ := slices.BinarySearchFunc(devices, from, func(d *device, id string) int { return strings.Compare(d.DeviceID, id) })
+		for _, d := range devices[first:] {
+			if _, exists := d.current(); exists && !yield(d) {
+				return
+			}
 		}
-	})
-	slices.SortFunc(devices, func(a, b *device) int { return strings.Compare(a.id, b.id) })
+	}
+}
+
+// sorted returns the devices in the order of their IDs, those under way included.
+// It is kept, because whoever reads all of them asks again for each page.
+func (h *Hub) sorted() []*device {
+	h.mu.RLock()
+	devices, changes := h.order, h.changes
+	if devices == nil {
+		devices = slices.Collect(maps.Values(h.devices))
+	}
+	kept := h.order != nil
+	h.mu.RUnlock()
+	if kept {
+		return devices
+	}
+	slices.SortFunc(devices, func(a, b *device) int { return strings.Compare(a.DeviceID, b.DeviceID) })
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.changes == changes {
+		h.order = devices
+	}
 	return devices
+}
+
+// reorder forgets the order of the devices. The caller holds mu.
+func (h *Hub) reorder() {
+	h.changes++
+	h.order = nil
 }
 
 // each calls f for all existing devices.
@@ -236,10 +253,7 @@ func (h *Hub) each(f func(*device)) {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
 	for _, d := range h.devices {
-		d.mu.Lock()
-		exists := d.exists
-		d.mu.Unlock()
-		if exists {
+		if _, exists := d.current(); exists {
 			f(d)
 		}
 	}

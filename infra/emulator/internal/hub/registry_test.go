@@ -180,7 +180,7 @@ func TestCreateAndDeleteInTurns(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	check(t, "devices left", len(h.ListDevices(10)), 0)
+	check(t, "devices left", len(list(t, h, 10)), 0)
 }
 
 func TestListAndStatistics(t *testing.T) {
@@ -194,11 +194,11 @@ func TestListAndStatistics(t *testing.T) {
 	}
 	s := connect(t, h, "a")
 	var ids []string
-	for _, d := range h.ListDevices(2) {
+	for _, d := range list(t, h, 2) {
 		ids = append(ids, d.DeviceID)
 	}
 	check(t, "first two", ids, "[a b]")
-	check(t, "all", len(h.ListDevices(1000)), 3)
+	check(t, "all", len(list(t, h, 1000)), 3)
 	check(t, "devices", h.DeviceStatistics(), hub.DeviceStatistics{Total: 3, Enabled: 2, Disabled: 1})
 	check(t, "connected", h.ServiceStatistics().Connected, 1)
 	s.Close()
@@ -319,95 +319,6 @@ func TestTimesOfSDKsAreAccepted(t *testing.T) {
 			t.Errorf("%s: %v %v", text, got, err)
 		}
 	}
-}
-
-func TestQuery(t *testing.T) {
-	t.Parallel()
-	h := newHub(t, store.Memory())
-	for i := range 250 {
-		create(t, h, fmt.Sprintf("d%03d", i))
-	}
-	for name, tc := range map[string]struct {
-		query string
-		size  int
-		pages string
-	}{
-		"all":                      {"SELECT * FROM devices", 0, "d000+100 d100+100 d200+50"},
-		"pages of 120":             {"select * from DEVICES", 120, "d000+100 d100+100 d200+50"},
-		"spaces":                   {"  SELECT\t*\nFROM  devices ", 0, "d000+100 d100+100 d200+50"},
-		"no space at the asterisk": {"SELECT*FROM devices", 0, "d000+100 d100+100 d200+50"},
-		"top 1":                    {"SELECT TOP 1 * FROM devices", 0, "d000+1"},
-		"top 100":                  {"SELECT TOP 100 * FROM devices", 100, "d000+100"},
-		"top 130":                  {"SELECT TOP 130 * FROM devices", 100, "d000+100 d100+30"},
-		"top 1000":                 {"SELECT TOP 1000 * FROM devices", 100, "d000+100 d100+100 d200+50"},
-		"pages of 50":              {"SELECT TOP 110 * FROM devices", 50, "d000+50 d050+50 d100+10"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			var pages []string
-			q := hub.Query{Text: tc.query, PageSize: tc.size}
-			for {
-				page, err := h.Query(q)
-				if err != nil {
-					t.Fatal(err)
-				}
-				check(t, "type", page.Type, "twin")
-				pages = append(pages, fmt.Sprintf("%s+%d", page.Items[0].DeviceID, len(page.Items)))
-				if page.Continuation == "" {
-					break
-				}
-				q.Continuation = page.Continuation
-			}
-			check(t, "pages", strings.Join(pages, " "), tc.pages)
-		})
-	}
-}
-
-func TestQueriesThatAreRefused(t *testing.T) {
-	t.Parallel()
-	h := newHub(t, store.Memory())
-	for _, q := range []hub.Query{
-		{Text: ""},
-		{Text: "SELECT deviceId FROM devices"},
-		{Text: "SELECT * FROM devices WHERE status = 'enabled'"},
-		{Text: "SELECT * FROM devices.jobs"},
-		{Text: "SELECT TOP 0 * FROM devices"},
-		{Text: "SELECT TOP x * FROM devices"},
-		{Text: "SELECT * FROM devices", Continuation: "%"},
-		{Text: "SELECT * FROM devices", Continuation: "e30x"},
-	} {
-		_, err := h.Query(q)
-		wantCode(t, q.Text, err, hub.CodeArgumentInvalid)
-	}
-	page, err := h.Query(hub.Query{Text: "SELECT * FROM devices"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := json.Marshal(page.Items)
-	check(t, "no devices", string(text), "[]")
-	check(t, "error", err, nil)
-}
-
-func TestTwin(t *testing.T) {
-	t.Parallel()
-	h := newHub(t, store.Memory())
-	create(t, h, "d")
-	connect(t, h, "d")
-	twin, err := h.GetTwin("d")
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := json.Marshal(twin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, part := range []string{`"deviceId":"d"`, `"connectionState":"Connected"`, `"tags":{}`, `"desired":{"$metadata"`, `"$version":1`, `"version":1`} {
-		if !strings.Contains(string(text), part) {
-			t.Errorf("%s is missing in %s", part, text)
-		}
-	}
-	_, err = h.GetTwin("other")
-	wantCode(t, "unknown device", err, hub.CodeDeviceNotFound)
 }
 
 func TestErrors(t *testing.T) {

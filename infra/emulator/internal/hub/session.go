@@ -10,10 +10,11 @@ import (
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/broker"
 )
 
-// AuthMethod is how the device of a session proved who it is. The hub stamps it
-// on messages.
+// AuthMethod is how the device or module of a session proved who it is. The hub
+// stamps it on messages.
 type AuthMethod struct {
-	// Scope is device for the device's own key, hub for a policy.
+	// Scope is device or module for the identity's own key or certificate, hub
+	// for a policy.
 	Scope string
 	// Type is sas, symkey or x509.
 	Type string
@@ -36,102 +37,147 @@ func (a AuthMethod) json() string {
 
 // ConnectOptions describe a connection.
 type ConnectOptions struct {
-	// Auth defaults to scope device, type sas.
+	// ModuleID makes the session one of a module of the device.
+	ModuleID string
+	// Auth defaults to type sas, with scope device or module.
 	Auth AuthMethod
 	// Transient sessions, of HTTP requests, don't show as connected and don't
 	// replace the device's connection.
 	Transient bool
+	// OnEnd, if not nil, is called once when the session has ended, with the
+	// reason, possibly before Connect returns. It must not block.
+	OnEnd func(error)
 }
 
-// Session is one connection of a device that has proved who it is. It is safe
-// for concurrent use.
+// Session is one connection of a device or module that has proved who it is. It
+// is safe for concurrent use.
 type Session struct {
-	device     *device
+	principal  *principal
 	opts       ConnectOptions
 	authMethod string
 	generation string
+	stamps     map[string]any // on its messages; not to be modified
+	events     string         // address that its messages are sent to
 	done       chan struct{}
 
 	mu        sync.Mutex // guards all below
 	err       error
 	consumers map[*broker.Consumer]struct{}
 	deliver   func(MethodRequest)
+	desired   func(patch []byte, version int64)
 	calls     map[string]chan<- MethodResult
 }
 
-// Connect opens a session, to be closed by the caller; CodeDeviceNotFound, or
-// CodeUnauthorized if the device is disabled. It ends the device's earlier
-// session with CodeConnectionReplaced.
+// Connect opens a session, to be closed by the caller. It ends the earlier
+// session of the same device or module with CodeConnectionReplaced.
+//
+// Errors: CodeDeviceNotFound, CodeModuleNotFound, CodeUnauthorized if the device
+// is disabled.
 func (h *Hub) Connect(ctx context.Context, deviceID string, opts ConnectOptions) (*Session, error) {
+	t := Target{DeviceID: deviceID, ModuleID: opts.ModuleID}
+	if !opts.Transient {
+		if err := h.admit(OpConnect, t, 0); err != nil {
+			return nil, err
+		}
+	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	d, err := h.find(deviceID)
+	p, err := h.principal(t)
 	if err != nil {
 		return nil, err
 	}
 	if opts.Auth == (AuthMethod{}) {
-		opts.Auth = AuthMethod{Scope: "device", Type: "sas"}
+		opts.Auth = AuthMethod{Scope: t.scope(), Type: "sas"}
 	}
-	s := &Session{device: d, opts: opts, authMethod: opts.Auth.json(), done: make(chan struct{})}
-	earlier, err := d.attach(s)
+	s := &Session{principal: p, opts: opts, authMethod: opts.Auth.json(), done: make(chan struct{})}
+	earlier, err := p.attach(s)
 	if err != nil {
 		return nil, err
 	}
 	if earlier != nil {
-		earlier.end(refuse(CodeConnectionReplaced, "device %q opened another connection", deviceID))
+		earlier.end(refuse(CodeConnectionReplaced, "%s opened another connection", t))
 	}
 	return s, nil
 }
 
-// attach makes s the session of the device and returns the one before.
-func (d *device) attach(s *Session) (*Session, error) {
-	// The hub's mutex is held so that no session is opened behind Close.
-	d.hub.mu.RLock()
-	defer d.hub.mu.RUnlock()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	switch {
-	case d.hub.closed:
-		return nil, refuse(CodeServiceUnavailable, "the hub is shutting down")
-	case !d.exists:
-		return nil, notFound(d.id)
-	case d.identity.Status != StatusEnabled:
-		return nil, refuse(CodeUnauthorized, "device %q is disabled", d.id)
+// scope is that of an AuthMethod with the target's own key.
+func (t Target) scope() string {
+	if t.ModuleID != "" {
+		return "module"
 	}
-	s.generation = d.identity.GenerationID
-	d.touch()
+	return "device"
+}
+
+// attach makes s the session of the principal and returns the one before.
+func (p *principal) attach(s *Session) (*Session, error) {
+	// The hub's mutex is held so that no session is opened behind Close.
+	p.hub.mu.RLock()
+	defer p.hub.mu.RUnlock()
+	if p.hub.closed {
+		return nil, refuse(CodeServiceUnavailable, "the hub is shutting down")
+	}
+	if d := p.device; p.ModuleID != "" {
+		// Held too, so that no module connects behind the end of its device.
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if err := d.usable(); err != nil {
+			return nil, err
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.usable(); err != nil {
+		return nil, err
+	}
+	s.generation = p.identity.GenerationID
+	s.stamps, s.events = s.newStamps(), p.address()+"/messages/events"
 	if s.opts.Transient {
 		return nil, nil
 	}
-	earlier := d.session
-	d.session = s
+	p.touch()
+	earlier := p.session
+	p.session = s
 	if earlier == nil {
-		d.stateUpdated = time.Now().UTC()
-		d.hub.connected.Add(1)
+		p.showConnected(1)
 	}
 	return earlier, nil
 }
 
-// detach ends s being the session of the device, unless another one took over.
-func (d *device) detach(s *Session) {
-	d.mu.Lock()
-	current := d.session == s
-	if current {
-		d.session = nil
-		d.stateUpdated = time.Now().UTC()
-		d.hub.connected.Add(-1)
-	}
-	d.mu.Unlock()
-	if current {
-		d.recordActivity()
+// showConnected notes a change of the connection state; n is 1 or -1. The caller
+// holds mu. Only devices are counted (IoT Hub docs: "Get service statistics").
+func (p *principal) showConnected(n int64) {
+	p.stateUpdated = time.Now().UTC()
+	if p.ModuleID == "" {
+		p.hub.connected.Add(n)
 	}
 }
 
-// DeviceID returns the device's ID.
-func (s *Session) DeviceID() string { return s.device.id }
+// detach ends s being the session of the principal, unless another one took
+// over.
+func (p *principal) detach(s *Session) {
+	p.mu.Lock()
+	current := p.session == s
+	if current {
+		p.session = nil
+		p.showConnected(-1)
+	}
+	p.mu.Unlock()
+	if current {
+		p.recordActivity()
+	}
+}
 
-// GenerationID returns the device's generation ID.
+// Target returns whose session it is.
+func (s *Session) Target() Target { return s.principal.Target }
+
+// DeviceID returns the device's ID.
+func (s *Session) DeviceID() string { return s.principal.DeviceID }
+
+// ModuleID returns the module's ID; empty for a session of a device.
+func (s *Session) ModuleID() string { return s.principal.ModuleID }
+
+// GenerationID returns the generation ID of the device or module.
 func (s *Session) GenerationID() string { return s.generation }
 
 // Done is closed when the session has ended: by Close, by another connection of
@@ -160,26 +206,40 @@ func (s *Session) end(cause error) {
 	}
 	s.err = cause
 	consumers := s.consumers
-	s.consumers, s.deliver, s.calls = nil, nil, nil
+	s.consumers, s.deliver, s.calls, s.desired = nil, nil, nil, nil
 	close(s.done)
 	s.mu.Unlock()
 	for c := range consumers {
 		c.Close()
 	}
-	s.device.detach(s)
+	s.principal.detach(s)
+	if s.opts.OnEnd != nil {
+		s.opts.OnEnd(cause)
+	}
 }
 
-// Touch notes activity of the device other than a message.
-func (s *Session) Touch() { s.device.touch() }
+// Touch notes activity other than a message. The requests of transient sessions
+// are none (IoT Hub docs: "Understand the identity registry").
+func (s *Session) Touch() {
+	if !s.opts.Transient {
+		s.principal.touch()
+	}
+}
 
 // Queue returns the device's cloud-to-device queue, where the messages that the
-// session's consumers receive are settled.
-func (s *Session) Queue() (*broker.Queue, error) { return s.device.c2d() }
+// session's consumers receive are settled. CodeInvalidOperation for a module,
+// which has none.
+func (s *Session) Queue() (*broker.Queue, error) {
+	if s.principal.ModuleID != "" {
+		return nil, refuse(CodeInvalidOperation, "modules don't receive cloud-to-device messages")
+	}
+	return s.principal.device.c2d()
+}
 
 // Receive returns a consumer of the device's cloud-to-device queue. It ends
 // with the session, and may be closed before.
 func (s *Session) Receive(opts broker.ConsumerOptions) (*broker.Consumer, error) {
-	q, err := s.device.c2d()
+	q, err := s.Queue()
 	if err != nil {
 		return nil, err
 	}

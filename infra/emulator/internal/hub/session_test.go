@@ -87,6 +87,32 @@ func TestTransientSessionsDontShow(t *testing.T) {
 	check(t, "connected", h.ServiceStatistics().Connected, 1)
 }
 
+func TestTransientSessionsAreNoActivity(t *testing.T) {
+	t.Parallel()
+	h := newHub(t, store.Memory())
+	create(t, h, "d")
+	sendC2D(t, h, "d", c2d("1", ""))
+	s, err := h.Connect(t.Context(), "d", hub.ConnectOptions{Transient: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Publish(t.Context(), msg("a")); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Poll(t.Context(), 0); err != nil {
+		t.Error(err)
+	}
+	s.Touch()
+	d, err := h.GetDevice("d")
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(t, "state", d.ConnectionState, "Disconnected")
+	check(t, "last activity", d.LastActivityTime.IsZero(), true)
+	check(t, "state updated", d.ConnectionStateUpdatedTime.IsZero(), true)
+}
+
 func TestWhoMayConnect(t *testing.T) {
 	t.Parallel()
 	h := newHub(t, store.Memory())
@@ -544,7 +570,7 @@ func TestDirectMethods(t *testing.T) {
 					time.AfterFunc(time.Minute, func() { tc.during(h, t) })
 				}
 				begun := time.Now()
-				result, err := h.InvokeMethod(t.Context(), tc.device, tc.call)
+				result, err := h.InvokeMethod(t.Context(), hub.Target{DeviceID: tc.device}, tc.call)
 				check(t, "after", time.Since(begun), tc.after)
 				if tc.want != 0 {
 					wantCode(t, "call", err, tc.want)
@@ -566,12 +592,12 @@ func TestMethodCallEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	s := connect(t, h, "d")
 	s.HandleMethods(func(hub.MethodRequest) { cancel() })
-	_, err := h.InvokeMethod(ctx, "d", hub.MethodCall{Name: "m"})
+	_, err := h.InvokeMethod(ctx, hub.Target{DeviceID: "d"}, hub.MethodCall{Name: "m"})
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	s.RespondMethod("late", hub.MethodResult{})
 	s.HandleMethods(nil)
-	_, err = h.InvokeMethod(t.Context(), "d", hub.MethodCall{Name: "m"})
+	_, err = h.InvokeMethod(t.Context(), hub.Target{DeviceID: "d"}, hub.MethodCall{Name: "m"})
 	wantCode(t, "after giving up methods", err, hub.CodeDeviceNotOnline)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -55,6 +56,7 @@ func endpoints(opts Options) []Endpoint {
 // properties and the built-in endpoint as message annotations.
 const (
 	PropertyDeviceID      = "iothub-connection-device-id"
+	PropertyModuleID      = "iothub-connection-module-id"
 	PropertyGenerationID  = "iothub-connection-auth-generation-id"
 	PropertyAuthMethod    = "iothub-connection-auth-method"
 	PropertyEnqueuedTime  = "iothub-enqueuedtime"
@@ -92,38 +94,76 @@ func (s *Session) Publish(ctx context.Context, m *amqp.Message) error {
 // returns. Messages of one session keep the order of the calls, so a front end
 // need not wait for one message before it takes the next.
 func (s *Session) PublishAsync(m *amqp.Message, done func(error)) {
-	if err := s.Err(); err != nil {
+	s.PublishBatchAsync([]*amqp.Message{m}, done)
+}
+
+// PublishBatch is Publish of several messages, of which all are stored or none.
+// Together they may be as large as one message; CodeMessageTooLarge otherwise.
+func (s *Session) PublishBatch(ctx context.Context, batch []*amqp.Message) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	result := make(chan error, 1)
+	s.PublishBatchAsync(batch, func(err error) { result <- err })
+	return <-result
+}
+
+// PublishBatchAsync is PublishBatch that calls done with the result, possibly
+// before it returns. It keeps the order like PublishAsync.
+func (s *Session) PublishBatchAsync(batch []*amqp.Message, done func(error)) {
+	if err := s.admitD2C(batch); err != nil {
 		done(err)
 		return
 	}
-	s.device.touch()
-	if n := broker.MessageSize(m); n > MaxD2CMessageSize {
-		done(refuse(CodeMessageTooLarge, "message has %d bytes of at most %d", n, MaxD2CMessageSize))
-		return
+	s.Touch()
+	h := s.principal.hub
+	if h.repeat(OpD2C, s.principal.Target) {
+		batch = slices.Concat(batch, batch)
 	}
-	tx := broker.NewTx(s.device.hub.store)
-	if err := s.stage(tx, m); err != nil {
-		tx.Abort()
-		done(translate(err, CodeServiceUnavailable))
-		return
+	tx := broker.NewTx(h.store)
+	for _, m := range batch {
+		if err := s.stage(tx, m); err != nil {
+			tx.Abort()
+			done(translate(err, CodeServiceUnavailable))
+			return
+		}
 	}
 	tx.CommitAsync(func(err error) { done(translate(err, CodeServiceUnavailable)) })
 }
 
-func (s *Session) stage(tx *broker.Tx, m *amqp.Message) error {
-	h := s.device.hub
-	normaliseIDs(m)
-	stamps := map[string]any{
-		PropertyDeviceID:     s.device.id,
-		PropertyGenerationID: s.generation,
-		PropertyAuthMethod:   s.authMethod,
+// admitD2C checks whether the session may send messages now.
+func (s *Session) admitD2C(batch []*amqp.Message) error {
+	if err := s.Err(); err != nil {
+		return err
 	}
+	total := 0
+	for _, m := range batch {
+		total += broker.MessageSize(m)
+	}
+	if total > MaxD2CMessageSize {
+		return refuse(CodeMessageTooLarge, "message has %d bytes of at most %d", total, MaxD2CMessageSize)
+	}
+	h := s.principal.hub
+	if h.opts.Gate == nil {
+		return nil
+	}
+	for _, m := range batch {
+		if err := h.admit(OpD2C, s.principal.Target, broker.MessageSize(m)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Session) stage(tx *broker.Tx, m *amqp.Message) error {
+	h, from := s.principal.hub, s.principal.Target
+	normaliseIDs(m)
 	for _, endpoint := range h.endpoints {
 		var err error
 		if endpoint == nil {
-			err = h.opts.Events.Stage(tx, broker.AppendOptions{PartitionKey: s.device.id}, s.forEvents(m, stamps))
+			err = h.opts.Events.Stage(tx, broker.AppendOptions{PartitionKey: from.DeviceID}, s.forEvents(m))
 		} else {
-			err = endpoint.Stage(tx, s.forQueue(m, stamps))
+			err = endpoint.Stage(tx, s.forQueue(m))
 		}
 		if err != nil {
 			return err
@@ -132,20 +172,34 @@ func (s *Session) stage(tx *broker.Tx, m *amqp.Message) error {
 	return nil
 }
 
+// newStamps returns what the hub stamps on all messages of the session.
+func (s *Session) newStamps() map[string]any {
+	from := s.principal.Target
+	stamps := map[string]any{
+		PropertyDeviceID:     from.DeviceID,
+		PropertyGenerationID: s.generation,
+		PropertyAuthMethod:   s.authMethod,
+	}
+	if from.ModuleID != "" {
+		stamps[PropertyModuleID] = from.ModuleID
+	}
+	return stamps
+}
+
 // forQueue returns the message as a Service Bus endpoint gets it.
-func (s *Session) forQueue(m *amqp.Message, stamps map[string]any) *amqp.Message {
+func (s *Session) forQueue(m *amqp.Message) *amqp.Message {
 	stamped := s.bare(m)
 	maps.Copy(stamped.ApplicationProperties, m.Annotations)
-	maps.Copy(stamped.ApplicationProperties, stamps)
+	maps.Copy(stamped.ApplicationProperties, s.stamps)
 	return stamped
 }
 
 // forEvents returns the message as the built-in endpoint gets it.
-func (s *Session) forEvents(m *amqp.Message, stamps map[string]any) *amqp.Message {
+func (s *Session) forEvents(m *amqp.Message) *amqp.Message {
 	stamped := s.bare(m)
-	stamped.Annotations = make(map[string]any, len(m.Annotations)+len(stamps)+2)
+	stamped.Annotations = make(map[string]any, len(m.Annotations)+len(s.stamps)+2)
 	maps.Copy(stamped.Annotations, m.Annotations)
-	maps.Copy(stamped.Annotations, stamps)
+	maps.Copy(stamped.Annotations, s.stamps)
 	stamped.Annotations[PropertyEnqueuedTime] = time.Now().UTC()
 	stamped.Annotations[PropertyMessageSource] = sourceTelemetry
 	return stamped
@@ -164,8 +218,7 @@ func (s *Session) bare(m *amqp.Message) *amqp.Message {
 		if c.Properties != nil {
 			p = *c.Properties
 		}
-		to := "/devices/" + url.PathEscape(s.device.id) + "/messages/events"
-		p.To = &to
+		p.To = &s.events
 		c.Properties = &p
 	}
 	for name, value := range m.ApplicationProperties {
@@ -176,16 +229,30 @@ func (s *Session) bare(m *amqp.Message) *amqp.Message {
 	return c
 }
 
+// address begins the addresses of what the target sends and receives.
+func (t Target) address() string {
+	address := "/devices/" + url.PathEscape(t.DeviceID)
+	if t.ModuleID != "" {
+		address += "/modules/" + url.PathEscape(t.ModuleID)
+	}
+	return address
+}
+
 // normaliseIDs turns message and correlation IDs into text. The Node SDKs send
 // those that look like a UUID as one (azure-iot-device-amqp, message
 // conversion), but feedback, MQTT and Service Bus clients know text only.
 func normaliseIDs(m *amqp.Message) {
-	if m.Properties == nil {
+	if m.Properties == nil || isText(m.Properties.MessageID) && isText(m.Properties.CorrelationID) {
 		return
 	}
 	p := *m.Properties
 	p.MessageID, p.CorrelationID = idText(p.MessageID), idText(p.CorrelationID)
 	m.Properties = &p
+}
+
+func isText(id any) bool {
+	_, ok := id.(string)
+	return ok || id == nil
 }
 
 func idText(id any) any {

@@ -44,9 +44,12 @@ func parseProperty(pair string) (property, error) {
 	if key == "" {
 		return property{}, errors.New("property without a name")
 	}
-	k, err := url.PathUnescape(key)
-	if err != nil {
-		return property{}, fmt.Errorf("name of a property: %w", err)
+	k, known := encodedKeys[key]
+	if !known {
+		var err error
+		if k, err = url.PathUnescape(key); err != nil {
+			return property{}, fmt.Errorf("name of a property: %w", err)
+		}
 	}
 	v, err := url.PathUnescape(value)
 	if err != nil {
@@ -56,6 +59,17 @@ func parseProperty(pair string) (property, error) {
 		return property{}, errors.New("property that is not UTF-8")
 	}
 	return property{key: k, value: v, null: !hasValue}, nil
+}
+
+// encodedKeys spare the decoding of the names that nearly all messages have, as
+// the SDKs encode them.
+var encodedKeys = map[string]string{
+	"%24.mid": keyMessageID,
+	"%24.cid": keyCorrelationID,
+	"%24.uid": keyUserID,
+	"%24.to":  keyTo,
+	"%24.ct":  keyContentType,
+	"%24.ce":  keyContentEncoding,
 }
 
 // formatBag encodes properties for a delivery topic. Every byte but the
@@ -69,6 +83,9 @@ func formatBag(bag []property) string {
 			b.WriteByte('&')
 		}
 		escape(&b, p.key)
+		if p.null {
+			continue
+		}
 		b.WriteByte('=')
 		escape(&b, p.value)
 	}

@@ -1,14 +1,12 @@
 package mqtt
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
-	"sync"
 	"time"
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
@@ -17,10 +15,6 @@ import (
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/broker"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
 )
-
-// readBuffer is small because there may be ten thousand connections, nearly all
-// of them idle; bodies of larger packets are read past it.
-const readBuffer = 512
 
 // Reasons why a connection ends.
 var (
@@ -35,98 +29,112 @@ var (
 type conn struct {
 	server *Server
 	nc     net.Conn
-	r      *bufio.Reader
-	end    context.CancelCauseFunc
-	log    *slog.Logger
+	r      source
+	end    context.CancelCauseFunc // ends the connection, for the first reason given; doesn't block
+	closed chan struct{}           // closed when nothing waits for nc any more
 
 	// set by connect and constant afterwards
-	deviceID string
-	session  *hub.Session
-	auth     hub.AuthMethod
-	clean    bool
-	idle     time.Duration
-	expires  time.Time
-	will     *amqp.Message
+	target  hub.Target
+	modelID string // that the device says it implements, if it does
+	session *hub.Session
+	auth    hub.AuthMethod // zero for the identity's own key
+	clean   bool
+	idle    time.Duration
+	expires time.Time // zero for never
+	will    *amqp.Message
 
-	subs     subscriptions    // of the reader alone
-	consumer *broker.Consumer // of the writer alone; nil before the first subscription
+	subs      subscriptions    // of the reader alone
+	throttled error            // of the reader alone: why the hub didn't take a message
+	consumer  *broker.Consumer // of the writer alone; nil before the first subscription
 
-	out  outbox
-	acks acknowledger
-	down downlink
+	out   outbox
+	acks  acknowledger
+	down  downlink
+	twins twins
 }
 
 func newConn(s *Server, nc net.Conn, end context.CancelCauseFunc) *conn {
-	c := &conn{
-		server: s,
-		nc:     nc,
-		r:      bufio.NewReaderSize(nc, readBuffer),
-		end:    end,
-		log:    s.opts.Logger.With("remote", nc.RemoteAddr().String()),
-	}
+	c := &conn{server: s, nc: nc, r: source{nc: nc}, end: end, closed: make(chan struct{})}
 	c.out.init()
-	c.acks.init(&c.out)
+	c.acks.init(c)
 	return c
+}
+
+// log returns a logger that names the connection. It is made when it is needed,
+// because there may be ten thousand connections with nothing to say.
+func (c *conn) log() *slog.Logger {
+	log := c.server.opts.Logger.With("remote", c.nc.RemoteAddr().String(), "device", c.target.DeviceID)
+	if c.target.ModuleID != "" {
+		log = log.With("module", c.target.ModuleID)
+	}
+	return log
 }
 
 // run serves the connection until it ends, and leaves nothing running.
 func (c *conn) run(ctx context.Context) {
-	c.log.Debug("MQTT device connected", "cleanSession", c.clean)
-	var writer sync.WaitGroup
-	writer.Go(func() { c.stop(c.write(ctx)) })
-	c.stop(c.read())
-	writer.Wait()
+	c.log().Debug("MQTT device connected", "cleanSession", c.clean)
+	if !c.expires.IsZero() {
+		expiry := time.AfterFunc(time.Until(c.expires), func() { c.end(errTokenExpired) })
+		defer expiry.Stop()
+	}
+	c.out.start(func() { c.write(ctx) })
+	c.end(c.read(ctx))
+	c.close()
+	c.out.writers.Wait()
+	c.twins.working.Wait()
 	c.session.Close()
 	cause := context.Cause(ctx)
 	if leavesWill(cause) {
 		c.sendWill(ctx)
 	}
-	c.log.Debug("MQTT device gone", "cause", cause)
+	c.log().Debug("MQTT device gone", "cause", cause)
 }
 
 // leavesWill reports whether a connection that ended so leaves the will behind:
-// unless the device said goodbye [MQTT-3.1.2-8] or the server went away, when
-// there is soon no hub to take it.
+// unless the device said goodbye [MQTT-3.1.2-8] or the server went away.
 func leavesWill(cause error) bool {
 	return !errors.Is(cause, errDisconnected) && !errors.Is(cause, ErrServerClosed) && !errors.Is(cause, context.Canceled)
 }
 
-// stop ends the connection; the first cause counts. It wakes the reader from
-// all that it may wait for, and the writer by the end of its context. It may
-// wait for the socket: callbacks of the hub call end, and the writer does the
-// rest.
-func (c *conn) stop(cause error) {
-	c.end(cause)
+// close wakes the reader and the writer from all that they may wait for. It may
+// wait for the socket, so callbacks of the hub don't call it: they call end, and
+// close follows from the end of the context.
+func (c *conn) close() {
 	c.out.close()
 	c.acks.close()
 	c.nc.Close()
 }
 
-func (c *conn) persist() {
-	if !c.clean && c.session.Err() == nil { // not if a newer connection is at it
-		c.server.kept.keep(c.deviceID, c.session.GenerationID(), c.subs)
-	}
-}
-
 // read handles packets until the connection ends.
-func (c *conn) read() error {
+func (c *conn) read(ctx context.Context) error {
 	for {
 		c.out.awaitRoom()
 		if err := c.nc.SetReadDeadline(time.Now().Add(c.idle)); err != nil {
 			return fmt.Errorf("%w: %w", errLost, err)
 		}
-		h, body, err := readFrame(c.r, c.server.limits)
+		h, body, err := c.r.frame(c.server.limits)
 		if err != nil {
 			return readError(err)
 		}
-		p, err := decode(h, body)
-		if err != nil {
-			return err
-		}
-		if err := c.handle(h.MessageType, p); err != nil {
+		if err := c.receive(ctx, h, body); err != nil {
 			return err
 		}
 	}
+}
+
+func (c *conn) receive(ctx context.Context, h packets.FixedHeader, body []byte) error {
+	if h.MessageType == packets.Publish {
+		p, err := decodePublish(h, body)
+		if err != nil {
+			return err
+		}
+		return c.publish(ctx, &p)
+	}
+	p, err := decode(h, body)
+	if err != nil {
+		return err
+	}
+	return c.handle(h.MessageType, p)
 }
 
 func readError(err error) error {
@@ -143,8 +151,6 @@ func readError(err error) error {
 
 func (c *conn) handle(packetType byte, p packets.ControlPacket) error {
 	switch p := p.(type) {
-	case *packets.PublishPacket:
-		return c.publish(p)
 	case *packets.PubackPacket:
 		c.complete(p.MessageID)
 		return nil
@@ -173,33 +179,46 @@ func (c *conn) subscribe(p *packets.SubscribePacket) error {
 		if p.Qoss[i] > 2 || !isText(filter) { // [MQTT-3-8.3-4]
 			return fmt.Errorf("%w: filter of a SUBSCRIBE", errProtocol)
 		}
-		code := c.subs.add(c.deviceID, filter, p.Qoss[i])
+		code := c.subs.add(c.target, filter, p.Qoss[i])
 		if code == refused {
-			c.log.Info("MQTT subscription refused", "filter", filter)
+			c.log().Info("MQTT subscription refused", "filter", filter)
 		}
 		ack.ReturnCodes = append(ack.ReturnCodes, code)
 	}
-	c.persist()
+	if err := c.keep(); err != nil {
+		return err
+	}
 	c.out.cork()
 	defer c.out.uncork()
 	if err := c.out.put(ack); err != nil {
 		return err
 	}
 	for _, filter := range p.Topics {
-		f := featureOf(c.deviceID, filter)
+		f := featureOf(c.target, filter)
 		c.activate(f, c.subs[f])
 	}
 	c.session.Touch()
 	return nil
 }
 
-// activate starts what a subscription asks for.
+// activate starts what a subscription asks for, or stops it if there is none.
 func (c *conn) activate(f feature, g grant) {
+	active := g.Filter != ""
 	switch f {
 	case featureMethods:
-		c.session.HandleMethods(c.deliverMethod)
+		if active {
+			c.session.HandleMethods(c.deliverMethod)
+		} else {
+			c.session.HandleMethods(nil)
+		}
+	case featureTwinDesired:
+		if active {
+			c.session.WatchDesired(c.deliverDesired)
+		} else {
+			c.session.WatchDesired(nil)
+		}
 	case featureDevicebound:
-		c.down.set(g, true)
+		c.down.set(g, active)
 	}
 }
 
@@ -208,14 +227,15 @@ func (c *conn) unsubscribe(p *packets.UnsubscribePacket) error {
 		return fmt.Errorf("%w: UNSUBSCRIBE without packet ID or filter", errProtocol)
 	}
 	for _, filter := range p.Topics {
-		c.subs.remove(filter)
+		f := featureOf(c.target, filter)
+		if f == featureNone || c.subs[f].Filter != filter {
+			continue // it was never subscribed to
+		}
+		c.subs[f] = grant{}
+		c.activate(f, grant{})
 	}
-	c.persist()
-	if _, ok := c.subs[featureMethods]; !ok {
-		c.session.HandleMethods(nil)
-	}
-	if _, ok := c.subs[featureDevicebound]; !ok {
-		c.down.set(grant{}, false)
+	if err := c.keep(); err != nil {
+		return err
 	}
 	ack := packets.NewControlPacket(packets.Unsuback).(*packets.UnsubackPacket)
 	ack.MessageID = p.MessageID

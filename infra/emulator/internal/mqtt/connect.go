@@ -1,10 +1,12 @@
 package mqtt
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,6 +58,7 @@ func (c *conn) connect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	identify(c.nc, c.target)
 	if err := c.welcome(); err != nil {
 		c.session.Close()
 		return err
@@ -66,16 +69,50 @@ func (c *conn) connect(ctx context.Context) error {
 // welcome answers a CONNECT whose session is open. Kept subscriptions take
 // effect before the device hears of them; what they bring waits for the writer.
 func (c *conn) welcome() error {
-	var present bool
-	c.subs, present = c.server.kept.resume(c.deviceID, c.session.GenerationID(), c.clean)
-	c.persist()
+	present, err := c.resume()
+	if err != nil {
+		return errors.Join(err, c.connack(packets.ErrRefusedServerUnavailable, false))
+	}
 	for f, g := range c.subs {
-		c.activate(f, g)
+		if g.Filter != "" {
+			c.activate(feature(f), g)
+		}
 	}
 	if err := c.connack(packets.Accepted, present); err != nil {
 		return err
 	}
 	return c.nc.SetDeadline(time.Time{})
+}
+
+// resume takes up the subscriptions of an earlier persistent session, and reports
+// whether there was one. A clean session forgets them [MQTT-3.1.2-6].
+func (c *conn) resume() (present bool, err error) {
+	kept := c.session.Kept()
+	switch {
+	case c.clean && kept != nil:
+		return false, c.session.Keep(nil)
+	case c.clean:
+		return false, nil
+	case kept == nil:
+		return false, c.keep()
+	}
+	if c.subs, err = decodeSubscriptions(c.target, kept); err != nil {
+		return false, fmt.Errorf("kept subscriptions: %w", err)
+	}
+	return true, nil
+}
+
+// keep makes the subscriptions of a persistent session outlive the connection
+// and the process.
+func (c *conn) keep() error {
+	if c.clean {
+		return nil
+	}
+	state, err := c.subs.encode()
+	if err != nil || bytes.Equal(state, c.session.Kept()) {
+		return err
+	}
+	return c.session.Keep(state)
 }
 
 func (c *conn) connack(code byte, present bool) error {
@@ -85,7 +122,7 @@ func (c *conn) connack(code byte, present bool) error {
 }
 
 func (c *conn) readConnect() (*packets.ConnectPacket, error) {
-	h, body, err := readFrame(c.r, c.server.limits)
+	h, body, err := c.r.frame(c.server.limits)
 	if err != nil {
 		return nil, err
 	}
@@ -123,57 +160,87 @@ func checkConnect(p *packets.ConnectPacket) error {
 	return nil
 }
 
-// open authenticates the device and opens its session.
+// open authenticates the device or module and opens its session.
 func (c *conn) open(ctx context.Context, p *packets.ConnectPacket) error {
-	claims, err := c.authenticate(p)
-	if err != nil {
+	if err := c.authenticate(p); err != nil {
 		return err
 	}
-	if c.will, err = will(c.deviceID, p); err != nil {
+	var err error
+	if c.will, err = will(c.target, p); err != nil {
 		return refuse(packets.ErrRefusedNotAuthorised, err)
-	}
-	c.expires = claims.Expires
-	c.auth = hub.AuthMethod{Scope: "device", Type: "sas"}
-	if claims.Policy != "" {
-		c.auth.Scope = "hub"
 	}
 	c.clean = p.CleanSession
 	c.idle = idleTime(p.Keepalive)
-	c.session, err = c.server.hub.Connect(ctx, c.deviceID, hub.ConnectOptions{Auth: c.auth})
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, hub.CodeDeviceNotFound), errors.Is(err, hub.CodeUnauthorized):
-		return refuse(packets.ErrRefusedNotAuthorised, err)
+	opts := c.connectOptions()
+	opts.OnEnd = c.end
+	c.session, err = c.server.hub.Connect(ctx, c.target.DeviceID, opts)
+	if err != nil {
+		return refuse(refusalCode(err), err)
 	}
-	return refuse(packets.ErrRefusedServerUnavailable, err)
+	return nil
 }
 
-// authenticate checks user name, client ID and password.
-func (c *conn) authenticate(p *packets.ConnectPacket) (sas.Claims, error) {
+func (c *conn) connectOptions() hub.ConnectOptions {
+	return hub.ConnectOptions{ModuleID: c.target.ModuleID, Auth: c.auth}
+}
+
+// refusalCode is the return code for those who can't connect: 5 if they may not,
+// and 3, after which SDKs try again, if they may later.
+func refusalCode(err error) byte {
+	switch hub.AsError(err).Code {
+	case hub.CodeUnauthorized, hub.CodeDeviceNotFound, hub.CodeModuleNotFound:
+		return packets.ErrRefusedNotAuthorised
+	}
+	return packets.ErrRefusedServerUnavailable
+}
+
+// authenticate checks user name and client ID, and the token in the password or,
+// if there is none, the client's certificate.
+func (c *conn) authenticate(p *packets.ConnectPacket) error {
 	user, err := parseUserName(p.Username)
 	switch {
 	case err != nil:
-		return sas.Claims{}, refuse(packets.ErrRefusedNotAuthorised, err)
+		return refuse(packets.ErrRefusedNotAuthorised, err)
 	case p.ClientIdentifier != user.clientID():
-		return sas.Claims{}, refuse(packets.ErrRefusedIDRejected, errors.New("client ID and user name name different devices"))
-	case user.moduleID != "":
-		return sas.Claims{}, refuse(packets.ErrRefusedNotAuthorised, errors.New("module identities are not emulated"))
-	case len(p.Password) == 0:
-		return sas.Claims{}, refuse(packets.ErrRefusedNotAuthorised, errors.New("no token as password; X.509 authentication is not emulated"))
+		return refuse(packets.ErrRefusedIDRejected, errors.New("client ID and user name name different devices"))
 	}
-	c.deviceID = user.deviceID
-	c.log = c.log.With("device", user.deviceID)
-	claims, err := c.server.verifier.Verify(string(p.Password), user.host+"/devices/"+user.deviceID)
+	c.target, c.modelID = user.target, user.modelID
+	if len(p.Password) == 0 {
+		return c.authenticateX509(user)
+	}
+	return c.authenticateSAS(user, string(p.Password))
+}
+
+func (c *conn) authenticateSAS(user userName, token string) error {
+	claims, err := c.server.verifier.Verify(token, user.resource())
 	switch {
 	case err == nil && !claims.Permissions.Has(sas.DeviceConnect):
 		err = fmt.Errorf("policy %q lacks the permission %s", claims.Policy, sas.DeviceConnect)
 	case err == nil:
-		return claims, nil
+		c.expires = claims.Expires
+		if claims.Policy != "" {
+			c.auth = hub.AuthMethod{Scope: "hub", Type: "sas"}
+		}
+		return nil
 	case !sas.Refused(err):
-		return sas.Claims{}, refuse(packets.ErrRefusedServerUnavailable, err)
+		return refuse(packets.ErrRefusedServerUnavailable, err)
 	}
-	return sas.Claims{}, refuse(packets.ErrRefusedNotAuthorised, err)
+	return refuse(packets.ErrRefusedNotAuthorised, err)
+}
+
+func (c *conn) authenticateX509(user userName) error {
+	chain := peerCertificates(c.nc)
+	if len(chain) == 0 {
+		return refuse(packets.ErrRefusedNotAuthorised, errors.New("neither a token as password nor a client certificate"))
+	}
+	if !slices.ContainsFunc(c.server.verifier.Hosts, func(h string) bool { return strings.EqualFold(h, user.host) }) {
+		return refuse(packets.ErrRefusedNotAuthorised, fmt.Errorf("user name names host %q", user.host))
+	}
+	var err error
+	if c.auth, err = c.server.hub.VerifyCertificate(c.target, chain); err != nil {
+		return refuse(refusalCode(err), err)
+	}
+	return nil
 }
 
 // idleTime is how long a connection may be silent: one and a half times the
@@ -188,14 +255,14 @@ func idleTime(keepAlive uint16) time.Duration {
 // will makes the message that a broken connection leaves behind, or returns nil
 // if the device wants none. The hub takes it as telemetry of its own message
 // type (IoT Hub docs: "Communicate with an IoT hub using the MQTT protocol").
-func will(deviceID string, p *packets.ConnectPacket) (*amqp.Message, error) {
+func will(t hub.Target, p *packets.ConnectPacket) (*amqp.Message, error) {
 	if !p.WillFlag {
 		return nil, nil
 	}
 	if p.WillQos == 2 {
 		return nil, errors.New("the will has QoS 2, which the hub doesn't offer")
 	}
-	m, err := parseTelemetry(deviceID, p.WillTopic, p.WillMessage, p.WillRetain)
+	m, err := parseTelemetry(t, p.WillTopic, p.WillMessage, p.WillRetain)
 	if err != nil {
 		return nil, fmt.Errorf("will: %w", err)
 	}
@@ -211,13 +278,15 @@ func (c *conn) sendWill(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), willTimeout)
 	defer cancel()
-	s, err := c.server.hub.Connect(ctx, c.deviceID, hub.ConnectOptions{Auth: c.auth, Transient: true})
+	opts := c.connectOptions()
+	opts.Transient = true
+	s, err := c.server.hub.Connect(ctx, c.target.DeviceID, opts)
 	if err == nil {
 		defer s.Close()
 		err = s.Publish(ctx, c.will)
 	}
 	if err != nil {
-		c.log.Info("last will not sent", "error", err)
+		c.log().Info("last will not sent", "error", err)
 	}
 }
 

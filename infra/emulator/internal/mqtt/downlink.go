@@ -79,54 +79,38 @@ func (d *downlink) take(packetID uint16) (amqp.UUID, bool) {
 	return token, ok
 }
 
-// write sends what is in the outbox and in the device's queue, until the
-// connection, the session or the token ends.
-func (c *conn) write(ctx context.Context) error {
-	expiry := time.NewTimer(time.Until(c.expires))
-	defer expiry.Stop()
-	for {
-		ready, err := c.deliver(ctx)
-		if err != nil {
-			return err
-		}
-		select {
-		case <-c.out.wake:
-		case <-ready:
-		case <-c.session.Done():
-			return c.session.Err()
-		case <-expiry.C:
-			return errTokenExpired
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+// write sends what is in the outbox and in the device's queue.
+func (c *conn) write(ctx context.Context) {
+	if err := c.deliver(ctx); err != nil {
+		c.end(err)
 	}
 }
 
-// deliver sends all that can be sent now. The channel says when there is more
-// in the queue; it is nil when the device isn't subscribed or has its hands
-// full, which the outbox's wake-up ends.
-func (c *conn) deliver(ctx context.Context) (<-chan struct{}, error) {
+// deliver sends all that can be sent now. When there is more in the queue later,
+// the consumer wakes the outbox; when the device isn't subscribed or has its
+// hands full, what ends that does.
+func (c *conn) deliver(ctx context.Context) error {
 	for {
 		// Looked at before the outbox is emptied: then the SUBACK, which was put
 		// there before the grant took effect, is either sent now or corked.
 		g, room := c.down.room()
 		flushed, err := c.flush()
 		if err != nil || !flushed || room == 0 {
-			return nil, err
+			return err
 		}
 		if err := c.startConsumer(); err != nil {
-			return nil, err
+			return err
 		}
 		ds, err := c.consumer.TryReceive(ctx, min(room, deliveryBatch))
 		if err != nil {
-			return nil, c.sessionError(err)
+			return c.sessionError(err)
 		}
 		if len(ds) == 0 {
-			return c.consumer.Ready(), nil
+			return nil
 		}
 		for _, d := range ds {
 			if err := c.send(g, d); err != nil {
-				return nil, err
+				return err
 			}
 		}
 	}
@@ -139,7 +123,7 @@ func (c *conn) startConsumer() error {
 	if c.consumer != nil {
 		return nil
 	}
-	consumer, err := c.session.Receive(broker.ConsumerOptions{HoldLocks: true})
+	consumer, err := c.session.Receive(broker.ConsumerOptions{HoldLocks: true, Notify: c.out.wake})
 	if err != nil {
 		return c.sessionError(err)
 	}
@@ -159,10 +143,11 @@ func (c *conn) sessionError(err error) error {
 // flush sends what is in the outbox; false if that is corked.
 func (c *conn) flush() (bool, error) {
 	b, ok := c.out.take()
-	if len(b) == 0 {
+	if b == nil {
 		return ok, nil
 	}
-	return ok, c.writeBytes(b)
+	defer releaseBuffer(b)
+	return ok, c.writeBytes(b.Bytes())
 }
 
 func (c *conn) writeBytes(b []byte) error {
@@ -182,22 +167,22 @@ func (c *conn) writeBytes(b []byte) error {
 // it is written.
 func (c *conn) send(g grant, d *broker.Delivery) error {
 	p := packets.NewControlPacket(packets.Publish).(*packets.PublishPacket)
-	p.TopicName = strings.TrimSuffix(g.filter, "#") + formatBag(deviceboundBag(c.deviceID, d.Message))
+	p.TopicName = strings.TrimSuffix(g.Filter, "#") + formatBag(deviceboundBag(c.target.DeviceID, d.Message))
 	if len(p.TopicName) > maxTopic {
 		// Up to three bytes for one: properties of 64 KiB don't always fit.
-		c.log.Warn("cloud-to-device message rejected: its properties don't fit into a topic", "bytes", len(p.TopicName))
+		c.log().Warn("cloud-to-device message rejected: its properties don't fit into a topic", "bytes", len(p.TopicName))
 		c.settle(d.LockToken, broker.Settlement{Action: broker.DeadLetter, Reason: reasonUndeliverable})
 		return nil
 	}
 	p.Payload = d.Message.Body()
-	p.Qos = g.qos
-	if g.qos > 0 {
+	p.Qos = g.QoS
+	if g.QoS > 0 {
 		p.MessageID = c.down.add(d.LockToken)
 	}
 	if err := p.Write(packetWriter{c}); err != nil {
 		return err
 	}
-	if g.qos == 0 {
+	if g.QoS == 0 {
 		c.settle(d.LockToken, broker.Settlement{Action: broker.Complete})
 	}
 	return nil
@@ -223,7 +208,7 @@ func (c *conn) complete(packetID uint16) {
 	}
 	c.session.Touch()
 	c.settle(token, broker.Settlement{Action: broker.Complete})
-	c.out.notify() // there is room for another
+	c.out.wake() // there is room for another
 }
 
 func (c *conn) settle(token amqp.UUID, s broker.Settlement) {
@@ -234,7 +219,7 @@ func (c *conn) settle(token amqp.UUID, s broker.Settlement) {
 	q.SettleAsync(token, s, func(err error) {
 		// A lock is lost when the message was purged while it was in flight.
 		if err != nil && !errors.Is(err, broker.ErrLockLost) {
-			c.log.Warn("cloud-to-device message not settled", "error", err)
+			c.log().Warn("cloud-to-device message not settled", "error", err)
 		}
 	})
 }

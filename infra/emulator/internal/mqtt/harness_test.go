@@ -41,7 +41,15 @@ type fixture struct {
 	key       string // of the device
 }
 
-func newFixture(t testing.TB, s store.Store, opts *mqtt.Options) *fixture {
+func newFixture(t testing.TB, s store.Store, opts *mqtt.Options, change ...func(*hub.Options)) *fixture {
+	t.Helper()
+	f := openFixture(t, s, opts, change...)
+	f.key = f.addDevice(deviceID)
+	return f
+}
+
+// openFixture is newFixture without the device.
+func openFixture(t testing.TB, s store.Store, opts *mqtt.Options, change ...func(*hub.Options)) *fixture {
 	t.Helper()
 	events, err := broker.OpenEventLog(s, hubName, broker.EventLogOptions{Partitions: 1})
 	must(t, err)
@@ -49,11 +57,14 @@ func newFixture(t testing.TB, s store.Store, opts *mqtt.Options) *fixture {
 	queue, err := broker.OpenQueue(s, "device-messages", broker.QueueOptions{})
 	must(t, err)
 	t.Cleanup(queue.Close)
-	h, err := hub.Open(s, hub.Options{Name: hubName, Events: events, Routes: []hub.Route{{Name: "all", Endpoint: queue}}})
+	hubOptions := hub.Options{Name: hubName, Events: events, Routes: []hub.Route{{Name: "all", Endpoint: queue}}}
+	for _, f := range change {
+		f(&hubOptions)
+	}
+	h, err := hub.Open(s, hubOptions)
 	must(t, err)
 	t.Cleanup(h.Close)
 	f := &fixture{t: t, hub: h, telemetry: queue}
-	f.key = f.addDevice(deviceID)
 	f.server = mqtt.NewServer(h, &sas.Verifier{Hosts: []string{hubName}, Keys: h}, opts)
 	t.Cleanup(f.server.Close)
 	return f
@@ -231,6 +242,23 @@ func (f *fixture) connectPacket() *packets.ConnectPacket {
 	return p
 }
 
+// as makes the CONNECT that of another device or module. An empty key leaves the
+// password out.
+func (f *fixture) as(t hub.Target, key string) func(*packets.ConnectPacket) {
+	return func(p *packets.ConnectPacket) {
+		p.ClientIdentifier = t.DeviceID
+		resource := hubName + "/devices/" + t.DeviceID
+		if t.ModuleID != "" {
+			p.ClientIdentifier += "/" + t.ModuleID
+			resource += "/modules/" + t.ModuleID
+		}
+		p.Username = hubName + "/" + p.ClientIdentifier + "/?api-version=2021-04-12"
+		if p.PasswordFlag, p.Password = key != "", nil; key != "" {
+			p.Password = []byte(token(f.t, resource, "", key, time.Hour))
+		}
+	}
+}
+
 // login connects, with changes to the usual CONNECT, and returns the CONNACK.
 func (f *fixture) login(c *client, change ...func(*packets.ConnectPacket)) *packets.ConnackPacket {
 	c.t.Helper()
@@ -265,6 +293,14 @@ func (c *client) subscribe(qos byte, filters ...string) []byte {
 	}
 	c.send(p)
 	return expect[*packets.SubackPacket](c).ReturnCodes
+}
+
+func (c *client) unsubscribe(filters ...string) {
+	c.t.Helper()
+	p := packets.NewControlPacket(packets.Unsubscribe).(*packets.UnsubscribePacket)
+	p.MessageID, p.Topics = 1, filters
+	c.send(p)
+	expect[*packets.UnsubackPacket](c)
 }
 
 const (
@@ -337,42 +373,42 @@ func eventually(t testing.TB, what string, holds func() bool) {
 	}
 }
 
-// gate is a store that keeps submissions back until it is opened.
-type gate struct {
+// valve is a store that keeps submissions back until it is opened.
+type valve struct {
 	store.Store
 	mu     sync.Mutex
 	shut   bool
 	queued []func()
 }
 
-func (g *gate) Submit(done func(error), ops ...store.Op) {
-	g.mu.Lock()
-	if g.shut {
-		g.queued = append(g.queued, func() { g.Store.Submit(done, ops...) })
-		g.mu.Unlock()
+func (v *valve) Submit(done func(error), ops ...store.Op) {
+	v.mu.Lock()
+	if v.shut {
+		v.queued = append(v.queued, func() { v.Store.Submit(done, ops...) })
+		v.mu.Unlock()
 		return
 	}
-	g.mu.Unlock()
-	g.Store.Submit(done, ops...)
+	v.mu.Unlock()
+	v.Store.Submit(done, ops...)
 }
 
-func (g *gate) close() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.shut = true
+func (v *valve) close() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.shut = true
 }
 
-func (g *gate) waiting() int {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return len(g.queued)
+func (v *valve) waiting() int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return len(v.queued)
 }
 
-func (g *gate) open() {
-	g.mu.Lock()
-	queued := g.queued
-	g.queued, g.shut = nil, false
-	g.mu.Unlock()
+func (v *valve) open() {
+	v.mu.Lock()
+	queued := v.queued
+	v.queued, v.shut = nil, false
+	v.mu.Unlock()
 	for _, submit := range queued {
 		submit()
 	}

@@ -39,6 +39,7 @@ const (
 	propertyMessageType  = "iothub-MessageType"
 	annotationSubject    = "dt-subject"
 	annotationInterface  = "iothub-interface-id"
+	annotationModel      = "dt-dataschema"
 )
 
 // messageTypeWill marks telemetry that is a device's last will.
@@ -59,10 +60,20 @@ func telemetry(bag []property, payload []byte) (*amqp.Message, error) {
 }
 
 func setProperty(m *amqp.Message, p property) error {
-	if p.value == "" && strings.HasPrefix(p.key, systemPrefix) {
+	system := strings.HasPrefix(p.key, systemPrefix)
+	switch {
+	case !system:
+		setApplicationProperty(m, p)
+		return nil
+	case p.value == "":
 		return nil // as good as not set
 	}
+	return setSystemProperty(m, p)
+}
+
+func setSystemProperty(m *amqp.Message, p property) error {
 	props := m.Properties
+	text := func() *string { s := p.value; return &s }
 	switch p.key {
 	case keyMessageID:
 		props.MessageID = p.value
@@ -71,11 +82,11 @@ func setProperty(m *amqp.Message, p property) error {
 	case keyUserID:
 		props.UserID = []byte(p.value)
 	case keyTo:
-		props.To = &p.value
+		props.To = text()
 	case keyContentType:
-		props.ContentType = &p.value
+		props.ContentType = text()
 	case keyContentEncoding:
-		props.ContentEncoding = &p.value
+		props.ContentEncoding = text()
 	case keyExpiry:
 		t, err := time.Parse(time.RFC3339, p.value)
 		if err != nil {
@@ -137,7 +148,8 @@ func setAnnotation(m *amqp.Message, key, value string) {
 func deviceboundBag(deviceID string, m *amqp.Message) []property {
 	bag := systemProperties(deviceID, m.Properties)
 	for _, key := range slices.Sorted(maps.Keys(m.ApplicationProperties)) {
-		bag = append(bag, property{key: key, value: text(m.ApplicationProperties[key])})
+		value := m.ApplicationProperties[key]
+		bag = append(bag, property{key: key, value: text(value), null: value == nil})
 	}
 	return bag
 }

@@ -5,29 +5,25 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/eclipse/paho.mqtt.golang/packets"
-
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
 )
 
 // deliverMethod hands a method call to the device, at QoS 0 (IoT Hub docs:
 // "Understand and invoke direct methods from IoT Hub"). The hub calls it.
 func (c *conn) deliverMethod(r hub.MethodRequest) {
-	p := packets.NewControlPacket(packets.Publish).(*packets.PublishPacket)
-	p.TopicName = methodRequestTopic(r.Name, r.RequestID)
-	p.Payload = r.Payload
-	if r.Payload == nil {
+	payload := r.Payload
+	if payload == nil {
 		// amenzhinsky/iothub decodes the payload and fails on an empty one.
-		p.Payload = []byte("null")
+		payload = []byte("null")
 	}
-	if err := c.out.put(p); err != nil {
+	if err := c.out.publish(methodRequestTopic(r.Name, r.RequestID), payload); err != nil {
 		c.end(err)
 	}
 }
 
-// methodResponse takes the device's answer, given what follows the prefix of
+// respondMethod takes the device's answer, given what follows the prefix of
 // the topic.
-func (c *conn) methodResponse(rest string, payload []byte) error {
+func (c *conn) respondMethod(rest string, payload []byte) error {
 	r, err := parseMethodResponse(rest)
 	switch {
 	case err != nil:

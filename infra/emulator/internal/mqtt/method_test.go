@@ -25,7 +25,7 @@ type call struct {
 func (f *fixture) invoke(c hub.MethodCall) <-chan call {
 	done := make(chan call, 1)
 	go func() {
-		result, err := f.hub.InvokeMethod(f.t.Context(), deviceID, c)
+		result, err := f.hub.InvokeMethod(f.t.Context(), hub.Target{DeviceID: deviceID}, c)
 		done <- call{result, err}
 	}()
 	return done
@@ -102,10 +102,7 @@ func TestMethodFailures(t *testing.T) {
 
 	c = f.connected(persistent)
 	c.subscribe(0, methodsFilter)
-	p := packets.NewControlPacket(packets.Unsubscribe).(*packets.UnsubscribePacket)
-	p.MessageID, p.Topics = 3, []string{methodsFilter}
-	c.send(p)
-	expect[*packets.UnsubackPacket](c)
+	c.unsubscribe(methodsFilter)
 	expectCode(f.invoke(hub.MethodCall{Name: "x"}), hub.CodeDeviceNotOnline)
 }
 
@@ -120,31 +117,4 @@ func TestMethodsOfKeptSession(t *testing.T) {
 	_, rid, _ := strings.Cut(p.TopicName, "$rid=")
 	c.send(publishPacket(0, 0, "$iothub/methods/res/200/?$rid="+rid, ""))
 	must(t, (<-done).err)
-}
-
-func TestTwin(t *testing.T) {
-	t.Parallel()
-	f := newFixture(t, store.Memory(), nil)
-	c := f.connected()
-	c.send(publishPacket(1, 1, "$iothub/twin/GET/?$rid=1", ""))
-	expect[*packets.PubackPacket](c)
-	c.ping() // no answer before the subscription
-	c.subscribe(0, "$iothub/twin/res/#")
-
-	c.send(publishPacket(0, 0, "$iothub/twin/GET/?$rid=0Af-x", " "))
-	p := expect[*packets.PublishPacket](c)
-	if p.TopicName != "$iothub/twin/res/200/?$rid=0Af-x" || string(p.Payload) != `{"desired":{"$version":1},"reported":{"$version":1}}` {
-		t.Errorf("twin %s", p)
-	}
-
-	c.send(publishPacket(0, 0, "$iothub/twin/PATCH/properties/reported/?$rid=2", `{"a":1}`))
-	p = expect[*packets.PublishPacket](c)
-	var failure struct {
-		ErrorCode int
-		Message   string
-	}
-	must(t, json.Unmarshal(p.Payload, &failure))
-	if p.TopicName != "$iothub/twin/res/400/?$rid=2" || failure.ErrorCode != int(hub.CodeInvalidOperation) || failure.Message == "" {
-		t.Errorf("answer to a write: %s", p)
-	}
 }

@@ -2,10 +2,13 @@ package mqtt
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
@@ -43,20 +46,58 @@ func (l limits) of(packetType byte) int {
 	return l.control
 }
 
-// readFrame reads one packet as header and body. The length is checked before
-// the body is read, and memory grows with what really arrives.
-func readFrame(r *bufio.Reader, max limits) (packets.FixedHeader, []byte, error) {
-	first, err := r.ReadByte()
+// source reads packets. While it waits for one it has no buffer: of ten thousand
+// connections, nearly all are waiting.
+type source struct {
+	nc     net.Conn
+	first  [1]byte
+	buffer *bufio.Reader // nil while nothing has been read ahead
+}
+
+// readBuffer is for packets of the usual size, several at once.
+const readBuffer = 4 << 10
+
+var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, readBuffer) }}
+
+// frame reads one packet as header and body.
+func (s *source) frame(max limits) (packets.FixedHeader, []byte, error) {
+	first, err := s.wait()
 	if err != nil {
 		return packets.FixedHeader{}, nil, err
 	}
+	h, body, err := readFrame(first, s.buffer, max)
+	if s.buffer.Buffered() == 0 {
+		s.buffer.Reset(nil)
+		readers.Put(s.buffer)
+		s.buffer = nil
+	}
+	return h, body, err
+}
+
+// wait reads the first byte of a packet, and provides a buffer for the others.
+func (s *source) wait() (byte, error) {
+	if s.buffer != nil {
+		return s.buffer.ReadByte()
+	}
+	if _, err := io.ReadFull(s.nc, s.first[:]); err != nil {
+		return 0, err
+	}
+	s.buffer = readers.Get().(*bufio.Reader)
+	s.buffer.Reset(s.nc)
+	return s.first[0], nil
+}
+
+// readFrame reads what follows the first byte of a packet. The length is checked
+// before the body is read, and memory grows with what really arrives.
+func readFrame(first byte, r *bufio.Reader, max limits) (packets.FixedHeader, []byte, error) {
 	h := packets.FixedHeader{
 		MessageType: first >> 4,
 		Dup:         first&0x08 != 0,
 		Qos:         first >> 1 & 0x03,
 		Retain:      first&0x01 != 0,
 	}
-	if err := checkFlags(h.MessageType, first&0x0f); err != nil {
+	err := checkFlags(h.MessageType, first&0x0f)
+	if err != nil {
 		return h, nil, err
 	}
 	if h.RemainingLength, err = readLength(r); err != nil {
@@ -105,17 +146,22 @@ func readLength(r io.ByteReader) (int, error) {
 	return 0, fmt.Errorf("%w: remaining length has more than four bytes", errMalformed)
 }
 
+// readBody reads n bytes into a slice of that length. What it allocates before
+// they have arrived is at most four times as much as has.
 func readBody(r io.Reader, n int) ([]byte, error) {
-	if n <= readStep {
-		body := make([]byte, n)
-		_, err := io.ReadFull(r, body)
-		return body, err
+	body := make([]byte, min(n, readStep))
+	for read := 0; ; {
+		if _, err := io.ReadFull(r, body[read:]); err != nil {
+			return nil, err
+		}
+		read = len(body)
+		if read == n {
+			return body, nil
+		}
+		larger := make([]byte, min(n, 4*read))
+		copy(larger, body)
+		body = larger
 	}
-	body, err := io.ReadAll(io.LimitReader(r, int64(n)))
-	if err == nil && len(body) < n {
-		err = io.ErrUnexpectedEOF
-	}
-	return body, err
 }
 
 // noEOF turns an end within a packet into an error that says so.
@@ -126,7 +172,43 @@ func noEOF(err error) error {
 	return err
 }
 
-// decode makes a packet of a frame. It is stricter than the codec, which takes
+// publish is a PUBLISH of a device. The codec would copy topic and payload twice.
+type publish struct {
+	topic   string
+	payload []byte // of the frame
+	id      uint16 // 0 at QoS 0
+	qos     byte
+	retain  bool
+}
+
+func decodePublish(h packets.FixedHeader, body []byte) (publish, error) {
+	p := publish{qos: h.Qos, retain: h.Retain}
+	topic, rest, ok := cutString(body)
+	if ok && h.Qos > 0 {
+		if ok = len(rest) >= 2; ok {
+			p.id, rest = binary.BigEndian.Uint16(rest), rest[2:]
+		}
+	}
+	if !ok {
+		return p, fmt.Errorf("%w: PUBLISH ends early", errMalformed)
+	}
+	p.topic, p.payload = string(topic), rest
+	return p, nil
+}
+
+// cutString takes a string with its length off the front.
+func cutString(b []byte) (s, rest []byte, ok bool) {
+	if len(b) < 2 {
+		return nil, nil, false
+	}
+	n := 2 + int(binary.BigEndian.Uint16(b))
+	if len(b) < n {
+		return nil, nil, false
+	}
+	return b[2:n], b[n:], true
+}
+
+// decode makes a packet of a frame other than PUBLISH. It is stricter than the codec, which takes
 // short bodies for full ones and ignores what is left over.
 func decode(h packets.FixedHeader, body []byte) (packets.ControlPacket, error) {
 	p, err := packets.NewControlPacketWithHeader(h)
@@ -158,14 +240,11 @@ func (r *exactReader) Read(p []byte) (int, error) {
 // protocol returns protocol name and level of a CONNECT without decoding what
 // follows, which other levels lay out in other ways.
 func protocol(body []byte) (name string, level byte, err error) {
-	if len(body) < 2 {
+	s, rest, ok := cutString(body)
+	if !ok || len(rest) == 0 {
 		return "", 0, errMalformed
 	}
-	n := int(body[0])<<8 | int(body[1])
-	if len(body) < 2+n+1 {
-		return "", 0, errMalformed
-	}
-	return string(body[2 : 2+n]), body[2+n], nil
+	return string(s), rest[0], nil
 }
 
 // isText reports whether s may stand in a packet as a string: UTF-8 without the

@@ -1,16 +1,18 @@
 package mqtt
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"reflect"
 	"testing"
 	"testing/iotest"
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
+
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
 )
 
 func TestParseUserName(t *testing.T) {
@@ -19,24 +21,27 @@ func TestParseUserName(t *testing.T) {
 		want userName
 		ok   bool
 	}{
-		"h/d":                          {userName{host: "h", deviceID: "d"}, true},
-		"h/d/":                         {userName{host: "h", deviceID: "d"}, true},
-		"h/d/?api-version=2021-04-12":  {userName{host: "h", deviceID: "d"}, true},
-		"h/d/api-version=2020-09-30":   {userName{host: "h", deviceID: "d"}, true},
-		"h/d/?":                        {userName{host: "h", deviceID: "d"}, true},
-		"h/a::b/?x=a%2Fb&y=1/2;3":      {userName{host: "h", deviceID: "a::b"}, true},
-		"h/a?b":                        {userName{host: "h", deviceID: "a?b"}, true},
-		"h/d/m":                        {userName{host: "h", deviceID: "d", moduleID: "m"}, true},
-		"h/d/m/":                       {userName{host: "h", deviceID: "d", moduleID: "m"}, true},
-		"h/d/m/?api-version=1":         {userName{host: "h", deviceID: "d", moduleID: "m"}, true},
-		"h/d/api-version-module/":      {userName{host: "h", deviceID: "d", moduleID: "api-version-module"}, true},
-		"h/d/m/x":                      {},
-		"h/d/?a=%zz":                   {userName{host: "h", deviceID: "d"}, true},
-		"h//?api-version=1":            {},
-		"/d":                           {},
-		"h":                            {},
-		"":                             {},
-		"h/d/m/api-version=2020-09-30": {userName{host: "h", deviceID: "d", moduleID: "m"}, true},
+		"h/d":                         {userName{host: "h", target: hub.Target{DeviceID: "d"}}, true},
+		"h/d/":                        {userName{host: "h", target: hub.Target{DeviceID: "d"}}, true},
+		"h/d/?api-version=2021-04-12": {userName{host: "h", target: hub.Target{DeviceID: "d"}}, true},
+		"h/d/api-version=2020-09-30":  {userName{host: "h", target: hub.Target{DeviceID: "d"}}, true},
+		"h/d/?":                       {userName{host: "h", target: hub.Target{DeviceID: "d"}}, true},
+		"h/a::b/?x=a%2Fb&y=1/2;3":     {userName{host: "h", target: hub.Target{DeviceID: "a::b"}}, true},
+		"h/a?b":                       {userName{host: "h", target: hub.Target{DeviceID: "a?b"}}, true},
+		"h/d/m":                       {userName{host: "h", target: hub.Target{DeviceID: "d", ModuleID: "m"}}, true},
+		"h/d/m/":                      {userName{host: "h", target: hub.Target{DeviceID: "d", ModuleID: "m"}}, true},
+		"h/d/m/?api-version=1":        {userName{host: "h", target: hub.Target{DeviceID: "d", ModuleID: "m"}}, true},
+		"h/d/api-version-module/":     {userName{host: "h", target: hub.Target{DeviceID: "d", ModuleID: "api-version-module"}}, true},
+		"h/d/m/x":                     {},
+		"h/d/?a=%zz":                  {userName{host: "h", target: hub.Target{DeviceID: "d"}}, true},
+		"h//?api-version=1":           {},
+		"/d":                          {},
+		"h":                           {},
+		"":                            {},
+		"h/d/?api-version=1&model-id=dtmi%3Aa%3Bb%3B1&x": {userName{host: "h", target: hub.Target{DeviceID: "d"}, modelID: "dtmi:a;b;1"}, true},
+		"h/d/api-version=1&model-id=m":                   {userName{host: "h", target: hub.Target{DeviceID: "d"}, modelID: "m"}, true},
+		"h/d/?model-id=%zz":                              {userName{host: "h", target: hub.Target{DeviceID: "d"}}, true},
+		"h/d/m/api-version=2020-09-30":                   {userName{host: "h", target: hub.Target{DeviceID: "d", ModuleID: "m"}}, true},
 	}
 	for in, tt := range tests {
 		got, err := parseUserName(in)
@@ -49,23 +54,23 @@ func TestParseUserName(t *testing.T) {
 // TestAcknowledgeInOrder stores messages in another order than they came in.
 func TestAcknowledgeInOrder(t *testing.T) {
 	t.Parallel()
-	var out outbox
-	out.init()
-	var acks acknowledger
-	acks.init(&out)
+	var c conn
+	c.out.init()
+	acks := &c.acks
+	acks.init(&c)
 	begin := func(qos byte, id uint16) *storing {
-		p := packets.NewControlPacket(packets.Publish).(*packets.PublishPacket)
-		p.Qos, p.MessageID, p.Payload = qos, id, make([]byte, 10)
-		return acks.begin(p)
+		return acks.begin(&publish{qos: qos, id: id, payload: make([]byte, 10)})
 	}
 	slots := []*storing{begin(1, 5), begin(0, 0), begin(1, 7), begin(1, 6)}
 	var got []uint16
 	for _, i := range []int{2, 1, 0, 3} {
-		if err := acks.stored(slots[i]); err != nil {
+		if err := acks.complete(slots[i]); err != nil {
 			t.Fatal(err)
 		}
-		for b, _ := out.take(); len(b) > 0; b = b[4:] {
-			got = append(got, uint16(b[2])<<8|uint16(b[3]))
+		if b, _ := c.out.take(); b != nil {
+			for b := b.Bytes(); len(b) > 0; b = b[4:] {
+				got = append(got, uint16(b[2])<<8|uint16(b[3]))
+			}
 		}
 		if i == 2 && len(got) > 0 {
 			t.Error("acknowledged out of turn")
@@ -74,8 +79,8 @@ func TestAcknowledgeInOrder(t *testing.T) {
 	if want := []uint16{5, 7, 6}; !reflect.DeepEqual(got, want) {
 		t.Errorf("PUBACKs %v, want %v", got, want)
 	}
-	if acks.bytes != 0 || acks.queue != nil {
-		t.Errorf("%d bytes, queue %v left", acks.bytes, acks.queue)
+	if acks.bytes != 0 || acks.count != 0 || acks.first != nil || acks.last != nil {
+		t.Errorf("%d bytes and %d slots left", acks.bytes, acks.count)
 	}
 }
 
@@ -115,34 +120,12 @@ func TestOutboxLimit(t *testing.T) {
 	}
 }
 
-// TestPruning forgets kept sessions of devices that are gone, and only those.
-func TestPruning(t *testing.T) {
-	t.Parallel()
-	gone := false
-	p := persistence{alive: func(id, _ string) bool { return !gone || id == "alive" }}
-	p.keep("alive", "1", subscriptions{featureMethods: {filter: "f"}})
-	for i := range minPrune - 2 {
-		p.keep(fmt.Sprint(i), "1", nil)
-	}
-	gone = true
-	if len(p.sessions) != minPrune-1 {
-		t.Fatalf("%d sessions before", len(p.sessions))
-	}
-	p.keep("last", "1", nil)
-	if len(p.sessions) != 1 {
-		t.Errorf("%d sessions after, want 1", len(p.sessions))
-	}
-	if subs, ok := p.resume("alive", "1", false); !ok || len(subs) != 1 {
-		t.Error("a device that is there was forgotten")
-	}
-}
-
 func FuzzParseUserName(f *testing.F) {
 	f.Add("h/d/?api-version=2021-04-12&model-id=a%20b")
 	f.Add("h/d/m/api-version=1")
 	f.Fuzz(func(t *testing.T, s string) {
 		u, err := parseUserName(s)
-		if err == nil && (u.host == "" || u.deviceID == "") {
+		if err == nil && (u.host == "" || u.target.DeviceID == "") {
 			t.Errorf("accepted %q as %+v", s, u)
 		}
 	})
@@ -158,7 +141,7 @@ func FuzzTelemetry(f *testing.F) {
 		if r, err := parseMethodResponse(topic); err == nil && r.requestID == "" {
 			t.Errorf("method response without ID in %q", topic)
 		}
-		m, err := parseTelemetry("d", topic, payload, true)
+		m, err := parseTelemetry(hub.Target{DeviceID: "d"}, topic, payload, true)
 		if err != nil {
 			return
 		}
@@ -211,17 +194,33 @@ func FuzzFrames(f *testing.F) {
 	})
 }
 
+// readConn is a connection to read from.
+type readConn struct {
+	net.Conn
+	io.Reader
+}
+
+func (c readConn) Read(b []byte) (int, error) { return c.Reader.Read(b) }
+
 // readAll returns the packets of a stream as text, the error that ended it last.
 func readAll(r io.Reader, max limits) []string {
 	var all []string
-	br := bufio.NewReaderSize(r, readBuffer)
+	s := source{nc: readConn{Reader: r}}
 	for {
-		h, body, err := readFrame(br, max)
+		h, body, err := s.frame(max)
 		if err != nil {
 			return append(all, err.Error())
 		}
 		if h.MessageType == packets.Connect {
 			_, _, _ = protocol(body) // must not panic
+		}
+		if h.MessageType == packets.Publish {
+			p, err := decodePublish(h, body)
+			if err != nil {
+				return append(all, err.Error())
+			}
+			all = append(all, fmt.Sprintf("%+v", p))
+			continue
 		}
 		p, err := decode(h, body)
 		if err != nil {

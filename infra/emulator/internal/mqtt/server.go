@@ -44,12 +44,11 @@ type Server struct {
 	verifier *sas.Verifier
 	opts     Options
 	limits   limits
-	kept     persistence
 
 	mu        sync.Mutex // guards all below
 	closed    bool
 	listeners map[net.Listener]struct{}
-	conns     map[net.Conn]context.CancelCauseFunc
+	conns     map[*conn]struct{}
 	running   sync.WaitGroup // one for each connection; Add only under mu
 }
 
@@ -69,16 +68,12 @@ func NewServer(h *hub.Hub, v *sas.Verifier, opts *Options) *Server {
 			publish: hub.MaxD2CMessageSize + maxTopic + 4, // and the two lengths before the payload
 		},
 		listeners: make(map[net.Listener]struct{}),
-		conns:     make(map[net.Conn]context.CancelCauseFunc),
+		conns:     make(map[*conn]struct{}),
 	}
 	s.opts.ConnectTimeout = cmp.Or(opts.ConnectTimeout, defaultConnectTimeout)
 	s.opts.WriteTimeout = cmp.Or(opts.WriteTimeout, defaultWriteTimeout)
 	if s.opts.Logger == nil {
 		s.opts.Logger = slog.New(slog.DiscardHandler)
-	}
-	s.kept.alive = func(deviceID, generation string) bool {
-		id, err := h.GetDevice(deviceID)
-		return err == nil && id.GenerationID == generation
 	}
 	return s
 }
@@ -109,29 +104,59 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 }
 
 // ServeConn serves one connection, such as one within a WebSocket, and returns
-// when it has ended.
+// when it has ended. If nc says whose certificates a client has shown, by a
+// method ConnectionState, devices can connect with those. If nc, or what its
+// method NetConn leads to, has a method SetPeer(hub.Target), it is called once
+// the device has proved who it is.
 func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
-	if ctx, ok := s.addConn(ctx, nc); ok {
-		s.serve(ctx, nc)
+	if c, ctx := s.add(ctx, nc); c != nil && s.greet(ctx, c) {
+		s.run(ctx, c)
 	}
 }
 
+// start serves a connection in the background.
 func (s *Server) start(ctx context.Context, nc net.Conn) {
-	if ctx, ok := s.addConn(ctx, nc); ok {
-		go s.serve(ctx, nc)
+	c, ctx := s.add(ctx, nc)
+	if c == nil {
+		return
 	}
+	go func() {
+		if s.greet(ctx, c) {
+			// In a goroutine of its own, because the handshake leaves a large
+			// stack behind, and an idle connection would keep that.
+			go s.run(ctx, c)
+		}
+	}()
+}
+
+// greet takes the CONNECT of a connection; false if it was refused, and the
+// connection is gone.
+func (s *Server) greet(ctx context.Context, c *conn) bool {
+	err := c.connect(ctx)
+	if err != nil {
+		c.log().Info("MQTT connection refused", "error", err)
+		s.remove(c)
+	}
+	return err == nil
+}
+
+// run serves a connection after its CONNECT.
+func (s *Server) run(ctx context.Context, c *conn) {
+	defer s.remove(c)
+	c.run(ctx)
 }
 
 // Close closes all listeners and connections and waits until nothing runs any
-// more. Last wills of the devices are not sent.
+// more. It publishes no last will: the end of the server is none of the reasons
+// for which one must be (MQTT 3.1.1 §3.1.2.5), and the devices are still there.
 func (s *Server) Close() {
 	s.mu.Lock()
 	s.closed = true
 	for l := range s.listeners {
 		l.Close()
 	}
-	for _, end := range s.conns {
-		end(ErrServerClosed)
+	for c := range s.conns {
+		c.end(ErrServerClosed)
 	}
 	s.mu.Unlock()
 	s.running.Wait()
@@ -160,43 +185,32 @@ func (s *Server) removeListener(l net.Listener) {
 	l.Close()
 }
 
-// addConn registers a connection, to be removed by serve. The context that it
-// returns ends with Close, and its end closes the connection.
-func (s *Server) addConn(ctx context.Context, nc net.Conn) (context.Context, bool) {
+// add registers a connection, to be removed by remove; nil after Close. The
+// context that it returns ends with Close or the connection, and its end closes
+// the connection.
+func (s *Server) add(ctx context.Context, nc net.Conn) (*conn, context.Context) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		nc.Close()
-		return nil, false
+		return nil, nil
 	}
 	ctx, end := context.WithCancelCause(ctx)
-	s.conns[nc] = end
+	c := newConn(s, nc, end)
+	s.conns[c] = struct{}{}
 	s.running.Add(1)
-	return ctx, true
+	context.AfterFunc(ctx, func() {
+		defer close(c.closed)
+		c.close()
+	})
+	return c, ctx
 }
 
-// serve runs a connection from its first byte to its end.
-func (s *Server) serve(ctx context.Context, nc net.Conn) {
+func (s *Server) remove(c *conn) {
+	c.end(nil)
+	<-c.closed
 	s.mu.Lock()
-	end := s.conns[nc]
+	delete(s.conns, c)
 	s.mu.Unlock()
-	closed := make(chan struct{})
-	context.AfterFunc(ctx, func() {
-		defer close(closed)
-		nc.Close()
-	})
-	defer func() {
-		end(nil)
-		<-closed
-		s.mu.Lock()
-		delete(s.conns, nc)
-		s.mu.Unlock()
-		s.running.Done()
-	}()
-	c := newConn(s, nc, end)
-	if err := c.connect(ctx); err != nil {
-		c.log.Info("MQTT connection refused", "error", err)
-		return
-	}
-	c.run(ctx)
+	s.running.Done()
 }

@@ -104,10 +104,21 @@ func TestTelemetryAtQoS0(t *testing.T) {
 	}
 }
 
+// TestModel stamps the model that the device named in its CONNECT.
+func TestModel(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, store.Memory(), nil)
+	c := f.connected(func(p *packets.ConnectPacket) { p.Username += "&model-id=dtmi%3Aa%3Bb%3B1" })
+	c.publish(1, eventsTopic, "x")
+	if got := f.nextTelemetry().ApplicationProperties["dt-dataschema"]; got != "dtmi:a;b;1" {
+		t.Errorf("model %v", got)
+	}
+}
+
 // TestPubackMeansStored keeps the store shut while a message is under way.
 func TestPubackMeansStored(t *testing.T) {
 	t.Parallel()
-	g := &gate{Store: store.Memory()}
+	g := &valve{Store: store.Memory()}
 	f := newFixture(t, g, nil)
 	c := f.connected()
 	g.close()
@@ -130,7 +141,7 @@ func TestPubackMeansStored(t *testing.T) {
 // stops reading and loses nothing.
 func TestBackpressure(t *testing.T) {
 	t.Parallel()
-	g := &gate{Store: store.Memory()}
+	g := &valve{Store: store.Memory()}
 	f := newFixture(t, g, nil)
 	c := f.connected()
 	g.close()
@@ -213,6 +224,7 @@ func TestClosedFor(t *testing.T) {
 		"method response, not JSON":    publish(0, 0, "$iothub/methods/res/200/?$rid=1"),
 		"unknown twin topic":           publish(0, 0, "$iothub/twin/DELETE/?$rid=1"),
 		"twin request without ID":      publish(0, 0, "$iothub/twin/GET/"),
+		"twin version is no number":    publish(0, 0, "$iothub/twin/PATCH/properties/reported/?$rid=1&$version=x"),
 	}
 	for name, raw := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -6,12 +6,15 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
 )
 
 // Topics of a hub (IoT Hub docs: "Communicate with an IoT hub using the MQTT
 // protocol").
 const (
 	topicDevices        = "devices/"
+	topicModules        = "/modules/"
 	topicEvents         = "/messages/events"
 	topicDevicebound    = "/messages/devicebound/"
 	topicMethodRequest  = "$iothub/methods/POST/"
@@ -26,20 +29,27 @@ const (
 // with its response.
 const requestIDKey = "$rid"
 
-var errTopic = errors.New("not a topic of this device")
+// versionKey is the property of twin topics that carries the version of the
+// properties.
+const versionKey = "$version"
 
-// parseEventsTopic returns the property bag of a telemetry topic of the device:
-// devices/{id}/messages/events[/[bag]].
-func parseEventsTopic(deviceID, topic string) (string, error) {
+var errTopic = errors.New("not a topic of this device or module")
+
+// parseEventsTopic returns the property bag of a telemetry topic of the device
+// or module: devices/{id}[/modules/{id}]/messages/events[/[bag]].
+func parseEventsTopic(t hub.Target, topic string) (string, error) {
 	rest, ok := strings.CutPrefix(topic, topicDevices)
-	if !ok {
-		return "", errTopic
+	if ok {
+		rest, ok = cutID(rest, t.DeviceID)
 	}
-	i := strings.IndexByte(rest, '/')
-	if i < 0 || !isDevice(rest[:i], deviceID) {
-		return "", errTopic
+	if ok && t.ModuleID != "" {
+		if rest, ok = strings.CutPrefix(rest, topicModules); ok {
+			rest, ok = cutID(rest, t.ModuleID)
+		}
 	}
-	rest, ok = strings.CutPrefix(rest[i:], topicEvents)
+	if ok {
+		rest, ok = strings.CutPrefix(rest, topicEvents)
+	}
 	switch {
 	case !ok:
 		return "", errTopic
@@ -51,15 +61,24 @@ func parseEventsTopic(deviceID, topic string) (string, error) {
 	return rest[1:], nil
 }
 
-// isDevice reports whether a topic segment is the device's ID. IDs stand raw in
-// topics; the encoded form is for those that contain + or #, which MQTT keeps
-// for itself (MQTT 3.1.1 §4.7.1).
-func isDevice(segment, deviceID string) bool {
-	if segment == deviceID {
+// cutID returns what follows the topic segment that is an ID.
+func cutID(s, id string) (rest string, ok bool) {
+	i := strings.IndexByte(s, '/')
+	if i < 0 || !isID(s[:i], id) {
+		return "", false
+	}
+	return s[i:], true
+}
+
+// isID reports whether a topic segment is an ID. IDs stand raw in topics; the
+// encoded form is for those that contain + or #, which MQTT keeps for itself
+// (MQTT 3.1.1 §4.7.1).
+func isID(segment, id string) bool {
+	if segment == id {
 		return true
 	}
 	decoded, err := url.PathUnescape(segment)
-	return err == nil && decoded == deviceID
+	return err == nil && decoded == id
 }
 
 // methodResponse is the topic of a method response taken apart.
@@ -86,14 +105,37 @@ func parseMethodResponse(rest string) (methodResponse, error) {
 // requestID finds the request ID in ?$rid={rid}. It is returned as the device
 // wrote it, because clients parse an echo of it back, each in its own base.
 func requestID(query string) (string, error) {
-	for pair := range strings.SplitSeq(strings.TrimPrefix(query, "?"), "&") {
-		key, value, _ := strings.Cut(pair, "=")
-		decoded, err := url.PathUnescape(key)
-		if err == nil && decoded == requestIDKey && value != "" {
-			return value, nil
-		}
+	if id := queryValue(query, requestIDKey); id != "" {
+		return id, nil
 	}
 	return "", fmt.Errorf("topic has no %s", requestIDKey)
+}
+
+// baseVersion finds the version in $version={n} that the reported properties must
+// have for an update; 0 if the device doesn't say, as only azure-iot-sdk-java
+// does.
+func baseVersion(query string) (int64, error) {
+	text := queryValue(query, versionKey)
+	if text == "" {
+		return 0, nil
+	}
+	version, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || version < 1 {
+		return 0, fmt.Errorf("%s in the topic is not a version", versionKey)
+	}
+	return version, nil
+}
+
+// queryValue returns the value of a key in the query of a topic as it stands
+// there, or "".
+func queryValue(query, key string) string {
+	for pair := range strings.SplitSeq(strings.TrimPrefix(query, "?"), "&") {
+		k, value, _ := strings.Cut(pair, "=")
+		if decoded, err := url.PathUnescape(k); err == nil && decoded == key {
+			return value
+		}
+	}
+	return ""
 }
 
 // methodRequestTopic is where a method call is delivered. Names usually are
@@ -114,4 +156,15 @@ func methodRequestTopic(name, requestID string) string {
 
 func twinResponseTopic(status int, requestID string) string {
 	return topicTwinResponse + strconv.Itoa(status) + "/?" + requestIDKey + "=" + requestID
+}
+
+// reportedTopic is where an update of reported properties is answered with their
+// version.
+func reportedTopic(requestID string, version int64) string {
+	return twinResponseTopic(204, requestID) + "&" + versionKey + "=" + strconv.FormatInt(version, 10)
+}
+
+// desiredTopic is where a change of the desired properties is delivered.
+func desiredTopic(version int64) string {
+	return topicTwinDesired + "?" + versionKey + "=" + strconv.FormatInt(version, 10)
 }

@@ -1,10 +1,13 @@
 package rest
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,12 +30,14 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, a response) {
 	for name, values := range a.header {
 		w.Header()[name] = values
 	}
-	if a.status == http.StatusNoContent {
-		h.extend(w)
-		w.WriteHeader(a.status)
+	status := cmp.Or(a.status, http.StatusOK)
+	if a.body != nil {
+		h.write(w, r, status, a.body)
 		return
 	}
-	h.write(w, r, http.StatusOK, a.body)
+	h.extend(w)
+	w.WriteHeader(status)
+	_, _ = w.Write(a.message)
 }
 
 // extend gives the client its time to take the answer, however long that was in
@@ -91,6 +96,9 @@ func (h *Handler) fail(w http.ResponseWriter, r *http.Request, to *route, err er
 		h.log.InfoContext(r.Context(), "request refused", "method", r.Method, "path", r.URL.Path, "trackingId", e.TrackingID, "error", err)
 	}
 	w.Header().Set("iothub-errorcode", e.Code.Name())
+	if e.RetryAfter > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
+	}
 	encode := registryFailure
 	if to != nil && to.failure != nil {
 		encode = to.failure

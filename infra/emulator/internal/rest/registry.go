@@ -1,6 +1,7 @@
 package rest
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"strconv"
@@ -15,6 +16,9 @@ const (
 	maxList = 1000
 	// maxIdentity is the largest body of an identity in bytes; our own bound.
 	maxIdentity = 64 << 10
+	// maxBulk is the largest body of a bulk operation in bytes: room for as many
+	// items as there may be, each with a twin.
+	maxBulk = 8 << 20
 )
 
 func (h *Handler) listDevices(_ context.Context, r request) (response, error) {
@@ -25,7 +29,8 @@ func (h *Handler) listDevices(_ context.Context, r request) (response, error) {
 			return response{}, refuse(hub.CodeArgumentInvalid, "query parameter top must be a number from 1 to %d", maxList)
 		}
 	}
-	return response{body: h.hub.ListDevices(top)}, nil
+	devices, err := h.hub.ListDevices(top)
+	return response{body: devices}, err
 }
 
 func (h *Handler) getDevice(_ context.Context, r request) (response, error) {
@@ -39,12 +44,8 @@ func (h *Handler) putDevice(ctx context.Context, r request) (response, error) {
 	if err := readJSON(r, maxIdentity, &id); err != nil {
 		return response{}, err
 	}
-	switch id.DeviceID {
-	case r.deviceID:
-	case "":
-		id.DeviceID = r.deviceID
-	default:
-		return response{}, refuse(hub.CodeArgumentInvalid, "deviceId of the body is not that of the path")
+	if err := samePath("deviceId", &id.DeviceID, r.deviceID); err != nil {
+		return response{}, err
 	}
 	match, err := ifMatch(r)
 	if err != nil {
@@ -56,13 +57,20 @@ func (h *Handler) putDevice(ctx context.Context, r request) (response, error) {
 	return identity(h.hub.UpdateDevice(ctx, id, match))
 }
 
+// samePath fills an ID that the body leaves out, and refuses another one than
+// that of the path.
+func samePath(field string, inBody *string, inPath string) error {
+	*inBody = cmp.Or(*inBody, inPath)
+	if *inBody != inPath {
+		return refuse(hub.CodeArgumentInvalid, "%s of the body is not that of the path", field)
+	}
+	return nil
+}
+
 func (h *Handler) deleteDevice(ctx context.Context, r request) (response, error) {
-	match, err := ifMatch(r)
+	match, err := requiredMatch(r)
 	if err != nil {
 		return response{}, err
-	}
-	if match == "" {
-		return response{}, refuse(hub.CodeArgumentInvalid, "header If-Match is missing: send the ETag, or * for any")
 	}
 	return response{status: http.StatusNoContent}, h.hub.DeleteDevice(ctx, r.deviceID, match)
 }
@@ -73,12 +81,25 @@ func identity(id hub.Identity, err error) (response, error) {
 	return response{header: etag(id.ETag), body: id}, err
 }
 
-func etag(tag string) http.Header {
-	return http.Header{"Etag": {strconv.Quote(tag)}}
+// bulk answers with what became of each item, as a success or as a failure of
+// the whole.
+func (h *Handler) bulk(ctx context.Context, r request) (response, error) {
+	var items []hub.BulkItem
+	if err := readJSON(r, maxBulk, &items); err != nil {
+		return response{}, err
+	}
+	result, err := h.hub.Bulk(ctx, items)
+	status := http.StatusOK
+	if !result.IsSuccessful {
+		status = http.StatusBadRequest
+	}
+	return response{status: status, body: result}, err
 }
 
 // ifMatch returns the condition of a write; empty when there is none. The quotes
-// may be left out, and azure-iothub puts them around the asterisk too.
+// may be left out, and azure-iothub puts them around the asterisk too. With nothing
+// between them there is no condition, which is how Azure.Iot.Hub.Service creates
+// identities (azure-sdk-for-net, DevicesClient_IdentityLifecycle.json).
 func ifMatch(r request) (hub.IfMatch, error) {
 	values := r.Header.Values("If-Match")
 	if len(values) == 0 {
@@ -88,8 +109,17 @@ func ifMatch(r request) (hub.IfMatch, error) {
 	if unquoted, ok := strings.CutPrefix(value, `"`); ok {
 		value = strings.TrimSuffix(unquoted, `"`)
 	}
-	if len(values) > 1 || value == "" || strings.ContainsAny(value, `",`) {
+	if len(values) > 1 || strings.ContainsAny(value, `",`) {
 		return "", refuse(hub.CodeArgumentInvalid, "header If-Match is not one ETag or *")
 	}
 	return hub.IfMatch(value), nil
+}
+
+// requiredMatch is ifMatch for deletions, which need a condition.
+func requiredMatch(r request) (hub.IfMatch, error) {
+	match, err := ifMatch(r)
+	if err == nil && match == "" {
+		err = refuse(hub.CodeArgumentInvalid, "header If-Match is missing: send the ETag, or * for any")
+	}
+	return match, err
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/broker"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/devicejobs"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/rest"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/sas"
@@ -40,6 +41,7 @@ func must(t testing.TB, err error) {
 type fixture struct {
 	t         *testing.T
 	hub       *hub.Hub
+	handler   http.Handler
 	server    *httptest.Server
 	telemetry *broker.Queue
 }
@@ -48,6 +50,25 @@ func newFixture(t *testing.T) *fixture { return newFixtureWith(t, nil) }
 
 func newFixtureWith(t *testing.T, opts *rest.Options) *fixture {
 	t.Helper()
+	return openFixture(t, opts, nil)
+}
+
+func newFixtureGated(t *testing.T, g hub.Gate) *fixture {
+	t.Helper()
+	return openFixture(t, nil, g)
+}
+
+func openFixture(t *testing.T, opts *rest.Options, gate hub.Gate) *fixture {
+	t.Helper()
+	f := openCore(t, opts, gate)
+	f.server = httptest.NewServer(f.handler)
+	t.Cleanup(f.server.Close)
+	return f
+}
+
+// openCore is a fixture without a server.
+func openCore(t *testing.T, opts *rest.Options, gate hub.Gate) *fixture {
+	t.Helper()
 	s := store.Memory()
 	events, err := broker.OpenEventLog(s, hubName, broker.EventLogOptions{Partitions: 1})
 	must(t, err)
@@ -55,12 +76,22 @@ func newFixtureWith(t *testing.T, opts *rest.Options) *fixture {
 	queue, err := broker.OpenQueue(s, "device-messages", broker.QueueOptions{})
 	must(t, err)
 	t.Cleanup(queue.Close)
-	h, err := hub.Open(s, hub.Options{Name: hubName, Events: events, Routes: []hub.Route{{Name: "all", Endpoint: queue}}})
+	h, err := hub.Open(s, hub.Options{
+		Name: hubName, Events: events, Routes: []hub.Route{{Name: "all", Endpoint: queue}},
+		Feedback: hub.FeedbackOptions{Interval: time.Millisecond}, Gate: gate,
+	})
 	must(t, err)
 	t.Cleanup(h.Close)
-	server := httptest.NewServer(rest.NewHandler(h, &sas.Verifier{Hosts: []string{hubName}, Keys: h}, opts))
-	t.Cleanup(server.Close)
-	return &fixture{t: t, hub: h, server: server, telemetry: queue}
+	jobs, err := devicejobs.Open(t.Context(), s, h, devicejobs.Options{})
+	must(t, err)
+	t.Cleanup(jobs.Close)
+	var withJobs rest.Options
+	if opts != nil {
+		withJobs = *opts
+	}
+	withJobs.Jobs = jobs
+	handler := rest.NewHandler(h, &sas.Verifier{Hosts: []string{hubName}, Keys: h}, &withJobs)
+	return &fixture{t: t, hub: h, handler: handler, telemetry: queue}
 }
 
 func (f *fixture) add(ids ...string) {
@@ -83,6 +114,18 @@ func (f *fixture) token(resource, policy, key string) string {
 	sig, err := common.NewSharedAccessSignature(resource, policy, key, time.Now().Add(time.Hour))
 	must(f.t, err)
 	return sig.String()
+}
+
+// nextEvent waits for a device-to-cloud message and takes it.
+func (f *fixture) nextEvent() *amqp.Message {
+	f.t.Helper()
+	consumer := f.telemetry.NewConsumer(broker.ConsumerOptions{Mode: broker.ReceiveAndDelete})
+	defer consumer.Close()
+	ctx, cancel := context.WithTimeout(f.t.Context(), 30*time.Second)
+	defer cancel()
+	d, err := consumer.Next(ctx)
+	must(f.t, err)
+	return d.Message
 }
 
 // answer is a response read in full.
@@ -171,6 +214,7 @@ func TestIdentityLife(t *testing.T) {
 		t.Error("no key was generated")
 	}
 	expectFailure(t, f.call("PUT", path, "{}"), hub.CodeDeviceAlreadyExists)
+	expectFailure(t, f.call("PUT", path, "{}", "If-Match", `""`), hub.CodeDeviceAlreadyExists)
 
 	got := decode[hub.Identity](t, f.call("GET", path, ""))
 	if !reflect.DeepEqual(got, created) {
@@ -224,8 +268,8 @@ func TestBadRequests(t *testing.T) {
 		"body too large":                      {"PUT", "/devices/x", strings.Repeat(" ", 1<<20), nil, hub.CodeMessageTooLarge},
 		"two ETags":                           {"PUT", "/devices/d", "{}", []string{"If-Match", `"a", "b"`}, hub.CodeArgumentInvalid},
 		"two If-Match":                        {"PUT", "/devices/d", "{}", []string{"If-Match", "a", "If-Match", "b"}, hub.CodeArgumentInvalid},
-		"empty If-Match":                      {"PUT", "/devices/d", "{}", []string{"If-Match", `""`}, hub.CodeArgumentInvalid},
-		"query unknown":                       {"POST", "/devices/query", `{"query":"SELECT * FROM devices WHERE x = 1"}`, nil, hub.CodeArgumentInvalid},
+		"deletion with an empty If-Match":     {"DELETE", "/devices/d", "", []string{"If-Match", `""`}, hub.CodeArgumentInvalid},
+		"query unknown":                       {"POST", "/devices/query", `{"query":"SELECT * FROM nothing"}`, nil, hub.CodeArgumentInvalid},
 		"query page":                          {"POST", "/devices/query", `{"query":"SELECT * FROM devices"}`, []string{"x-ms-max-item-count", "-1"}, hub.CodeArgumentInvalid},
 		"query continuation":                  {"POST", "/devices/query", `{"query":"SELECT * FROM devices"}`, []string{"x-ms-continuation", "?"}, hub.CodeArgumentInvalid},
 		"twin of nobody":                      {"GET", "/twins/nobody", "", nil, hub.CodeDeviceNotFound},
@@ -299,6 +343,18 @@ func TestAuthorization(t *testing.T) {
 		{"POST", "/twins/d/methods", `{"methodName":"m"}`, 404, []string{"owner", "service"}},
 		{"POST", "/devices/d/messages/events", "x", 204, []string{"owner", "device", "narrow", "own key", "like gi"}},
 		{"POST", "/devices/other/messages/events", "x", 204, []string{"owner", "device"}},
+		{"GET", "/devices/d/messages/devicebound", "", 204, []string{"owner", "device", "narrow", "own key", "like gi"}},
+		{"DELETE", "/devices/d/messages/devicebound/x", "", 400, []string{"owner", "device", "narrow", "own key", "like gi"}},
+		{"GET", "/messages/serviceBound/feedback", "", 204, []string{"owner", "service"}},
+		{"GET", "/messages/serviceBound/fileNotifications", "", 204, []string{"owner", "service"}},
+		{"DELETE", "/messages/serviceBound/feedback/x", "", 400, []string{"owner", "service"}},
+		{"GET", "/devices/d/modules", "", 200, []string{"owner", "read", "readWrite", "narrow"}},
+		{"PUT", "/devices/d/modules/m", "", 400, []string{"owner", "readWrite", "narrow"}},
+		{"PATCH", "/twins/d", "", 400, []string{"owner", "service"}},
+		{"GET", "/jobs/v2/query", "", 200, []string{"owner", "service"}},
+		{"PUT", "/jobs/v2/j", "", 400, []string{"owner", "service"}},
+		{"GET", "/jobs/v2/j", "", 404, []string{"owner", "service"}},
+		{"POST", "/jobs/v2/j/cancel", "", 404, []string{"owner", "service"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.method+tt.path, func(t *testing.T) {
@@ -334,9 +390,11 @@ func TestOtherPaths(t *testing.T) {
 	}{
 		{"GET", "/", 404}, {"GET", "/nothing", 404}, {"GET", "/devices/d/x", 404}, {"GET", "/devices//", 404},
 		{"PATCH", "/devices", 405}, {"POST", "/devices/d", 405}, {"DELETE", "/statistics/devices", 405},
-		{"GET", "/devices/d/modules", 501}, {"PUT", "/devices/d/modules/m", 501}, {"POST", "/devices", 501},
-		{"PATCH", "/twins/d", 501}, {"GET", "/jobs/v2/query", 501}, {"GET", "/messages/serviceBound/feedback", 501},
-		{"GET", "/devices/d/messages/devicebound", 501}, {"POST", "/devices/d/files", 501},
+		{"GET", "/devices/d/messages/devicebound/x/abandon", 405}, {"POST", "/devices/d/messages/devicebound", 405},
+		{"DELETE", "/jobs/v2/j", 405}, {"DELETE", "/messages/servicebound/feedback", 405}, {"GET", "/devices/d/messages/devicebound/", 404},
+		{"POST", "/devices/d/files", 501}, {"POST", "/devices/d/files/notifications/x", 501}, {"POST", "/jobs/create", 501},
+		{"GET", "/jobs", 501}, {"GET", "/jobs/x", 501}, {"GET", "/configurations", 501}, {"PUT", "/configurations/x", 501},
+		{"POST", "/devices/d/applyConfigurationContent", 501}, {"GET", "/digitaltwins/d", 501},
 	}
 	for _, tt := range tests {
 		a := f.call(tt.method, tt.path, "")
@@ -495,13 +553,8 @@ func TestSendEvent(t *testing.T) {
 	if a.status != 204 {
 		t.Fatal(a)
 	}
-	consumer := f.telemetry.NewConsumer(broker.ConsumerOptions{Mode: broker.ReceiveAndDelete})
-	defer consumer.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	d, err := consumer.Next(ctx)
-	must(t, err)
-	m, p := d.Message, d.Message.Properties
+	m := f.nextEvent()
+	p := m.Properties
 	got := []any{string(m.Body()), p.MessageID, p.CorrelationID, string(p.UserID), *p.To, *p.ContentType, *p.ContentEncoding, p.AbsoluteExpiryTime.Year(),
 		m.ApplicationProperties["kind"], m.ApplicationProperties["iothub-interface-id"], m.ApplicationProperties[hub.PropertyDeviceID]}
 	want := []any{"hello", "m", "c", "u", "/x", "text/plain", "utf-8", 2030, "job", "i", "d"}
@@ -510,9 +563,6 @@ func TestSendEvent(t *testing.T) {
 	}
 	if n := f.hub.ServiceStatistics().Connected; n != 0 {
 		t.Errorf("%d devices show as connected", n)
-	}
-	if a := f.call("POST", "/devices/d/messages/events", "[]", "Content-Type", "application/vnd.microsoft.iothub.json"); a.status != 501 {
-		t.Errorf("batch: %s", a)
 	}
 }
 

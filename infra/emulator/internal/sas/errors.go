@@ -16,9 +16,10 @@ var (
 	ErrSignature = errors.New("shared access signature is not signed with this key")
 	// ErrUnknownPolicy means that skn names no shared access policy.
 	ErrUnknownPolicy = errors.New("no such shared access policy")
-	// ErrUnknownDevice means that the identity isn't in the registry.
+	// ErrUnknownDevice means that the identity, of a device or of a module,
+	// isn't in the registry.
 	ErrUnknownDevice = errors.New("no such device identity")
-	// ErrDeviceDisabled means that the identity is there but disabled.
+	// ErrDeviceDisabled means that the device is there but disabled.
 	ErrDeviceDisabled = errors.New("device identity is disabled")
 )
 

@@ -38,12 +38,39 @@ func (r resource) String() string {
 	return strings.Join(append([]string{r.host}, r.path...), "/")
 }
 
-// device returns the device ID of host/devices/{id}[/...].
-func (r resource) device() (string, bool) {
+// identity names a device, or one of its modules.
+type identity struct {
+	device string
+	module string // empty for the device itself
+}
+
+// identity returns whose host/devices/{id}[/modules/{id}][/...] is. The list of
+// a device's modules is the device's own.
+func (r resource) identity() (identity, bool) {
 	if len(r.path) < 2 || r.path[0] != "devices" || r.path[1] == "" {
-		return "", false
+		return identity{}, false
 	}
-	return r.path[1], true
+	id := identity{device: r.path[1]}
+	if len(r.path) >= 4 && r.path[2] == "modules" {
+		id.module = r.path[3]
+	}
+	return id, true
+}
+
+// path is that of the identity's resource.
+func (id identity) path() []string {
+	if id.module == "" {
+		return []string{"devices", id.device}
+	}
+	return []string{"devices", id.device, "modules", id.module}
+}
+
+// unescaped decodes both IDs once more; false if that changes nothing.
+func (id identity) unescaped() (identity, bool) {
+	device, err1 := url.PathUnescape(id.device)
+	module, err2 := url.PathUnescape(id.module)
+	decoded := identity{device, module}
+	return decoded, err1 == nil && err2 == nil && decoded != id
 }
 
 // covers reports whether the path of r is a prefix of the path of asked, by

@@ -20,10 +20,10 @@ const maxExpiry = 253402300799
 
 // Token is a parsed but not yet verified shared access signature.
 type Token struct {
-	// Resource is what the token grants access to, percent-decoded once.
+	// Resource is what the token grants access to, percent-decoded.
 	Resource string
 	// Policy is the shared access policy whose key signed the token; empty
-	// for a token signed with a device's own key.
+	// for a token signed with a device's or module's own key.
 	Policy string
 	// Expires is the end of the token's life.
 	Expires time.Time
@@ -45,7 +45,7 @@ func Parse(text string) (Token, error) {
 		}
 	}
 	t := Token{signed: params["sr"] + "\n" + params["se"]}
-	if t.Resource, err = unescape("sr", params["sr"]); err != nil {
+	if t.Resource, err = parseTokenResource(params["sr"]); err != nil {
 		return Token{}, err
 	}
 	if t.Policy, err = unescape("skn", params["skn"]); err != nil {
@@ -84,6 +84,17 @@ func parameters(text string) (map[string]string, error) {
 		params[name] = value
 	}
 	return params, nil
+}
+
+// parseTokenResource decodes the parameter sr. The module clients of
+// amenzhinsky/iothub encode all of it twice (iotdevice/transport/mqtt,
+// mqtt_module.go), which shows as slashes that are encoded still.
+func parseTokenResource(value string) (string, error) {
+	resource, err := unescape("sr", value)
+	if err == nil && !strings.Contains(resource, "/") {
+		resource, err = unescape("sr", resource)
+	}
+	return resource, err
 }
 
 // unescape decodes percent-encoding only: a plus sign is a legal character of

@@ -4,7 +4,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -21,8 +20,8 @@ const (
 	NamespaceKeys
 )
 
-// Keys are the two keys of a policy or a device, as they stand in connection
-// strings. An empty key matches nothing.
+// Keys are the two keys of a policy, device or module, as they stand in
+// connection strings. An empty key matches nothing.
 type Keys struct {
 	Primary, Secondary string
 }
@@ -33,7 +32,7 @@ type Policy struct {
 	Permissions Permission
 }
 
-// Device is what authentication needs to know of a device identity.
+// Device is what authentication needs to know of a device or module identity.
 type Device struct {
 	Keys    Keys
 	Enabled bool
@@ -48,6 +47,9 @@ type Keyring interface {
 	// Device returns the device of that ID, or an error that wraps
 	// ErrUnknownDevice.
 	Device(id string) (Device, error)
+	// Module returns the module of that ID, or an error that wraps
+	// ErrUnknownDevice. It is enabled while its device is.
+	Module(deviceID, moduleID string) (Device, error)
 }
 
 // Verifier checks tokens for one hub or one namespace. It is safe for
@@ -67,11 +69,15 @@ type Verifier struct {
 
 // Claims are what a verified token grants.
 type Claims struct {
-	// Policy is the name of the policy; empty for a device's own key.
+	// Policy is the name of the policy; empty for an identity's own key.
 	Policy string
-	// DeviceID is the device whose own key signed the token; empty for a policy.
+	// DeviceID is the device whose own key, or whose module's key, signed the
+	// token; empty for a policy.
 	DeviceID string
-	// Permissions of the policy; DeviceConnect for a device's own key.
+	// ModuleID is the module whose own key signed the token; empty for a
+	// device's key, which doesn't reach the modules.
+	ModuleID string
+	// Permissions of the policy; DeviceConnect for an identity's own key.
 	Permissions Permission
 	// Expires is the end of the token's life: what was opened with the token
 	// has to be closed then.
@@ -89,14 +95,18 @@ func (c Claims) Resource() string { return c.scope.String() }
 // host[:port]/segment... with or without a scheme, not percent-encoded.
 func (c Claims) Covers(asked string) bool {
 	r := parseResource(asked)
-	return c.same != nil && knownHost(c.hosts, r.host) && c.scope.covers(r, c.same)
+	if c.same == nil || !knownHost(c.hosts, r.host) || !c.scope.covers(r, c.same) {
+		return false
+	}
+	id, _ := r.identity()
+	return c.DeviceID == "" || id == identity{c.DeviceID, c.ModuleID}
 }
 
 // Verify checks the token against the resource that is asked for, in the form
 // of Claims.Covers. An empty resource asks for what the token itself names: the
 // caller then checks Claims.Covers at each use. A token without policy name is
-// checked against the key of the device in the asked resource. The token's own
-// resource must be the asked one or a parent of it, by whole segments.
+// checked against the key of the device or module in the asked resource. The
+// token's own resource must be the asked one or a parent of it, by whole segments.
 func (v *Verifier) Verify(token, asked string) (Claims, error) {
 	t, err := Parse(token)
 	if err != nil {
@@ -109,7 +119,7 @@ func (v *Verifier) Verify(token, asked string) (Claims, error) {
 	if t.Policy != "" {
 		err = v.verifyPolicy(t, &claims)
 	} else {
-		err = v.verifyDevice(t, asked, &claims)
+		err = v.verifyIdentity(t, asked, &claims)
 	}
 	if err != nil {
 		return Claims{}, err
@@ -148,63 +158,70 @@ func (v *Verifier) verifyPolicy(t Token, claims *Claims) error {
 	return nil
 }
 
-func (v *Verifier) verifyDevice(t Token, asked string, claims *Claims) error {
+func (v *Verifier) verifyIdentity(t Token, asked string, claims *Claims) error {
 	if v.Mode != HubKeys {
 		return fmt.Errorf("%w: parameter skn is missing", ErrMalformed)
 	}
-	id, device, err := v.findDevice(asked, claims.scope)
+	id, device, err := v.findIdentity(asked, claims.scope)
 	if err != nil {
 		return err
 	}
 	if err := v.checkSignature(t, device.Keys); err != nil {
 		return err
 	}
-	scope, err := deviceScope(claims.scope, id)
+	scope, err := identityScope(claims.scope, id)
 	if err != nil {
 		return err
 	}
 	if !device.Enabled {
 		return ErrDeviceDisabled
 	}
-	claims.DeviceID, claims.Permissions = id, DeviceConnect
+	claims.DeviceID, claims.ModuleID = id.device, id.module
+	claims.Permissions = DeviceConnect
 	claims.scope, claims.same = scope, exactSegment
 	return nil
 }
 
-// findDevice looks up the device that the asked resource names, or else the
-// token. The C# SDK encodes the ID in a token twice (see sameSegment), so an ID
-// from a token is tried as it stands and then decoded.
-func (v *Verifier) findDevice(asked string, granted resource) (string, Device, error) {
+// findIdentity looks up the device or module that the asked resource names, or
+// else the token. The C# SDK encodes the IDs in a token twice (see sameSegment),
+// so those from a token are tried as they stand and then decoded.
+func (v *Verifier) findIdentity(asked string, granted resource) (identity, Device, error) {
 	want := granted
 	if asked != "" {
 		want = parseResource(asked)
 	}
-	id, ok := want.device()
+	id, ok := want.identity()
 	if !ok {
-		return "", Device{}, fmt.Errorf("%w: without skn it must be for a device", ErrScope)
+		return identity{}, Device{}, fmt.Errorf("%w: without skn it must be for a device", ErrScope)
 	}
-	device, err := v.Keys.Device(id)
+	device, err := v.lookUp(id)
 	if asked != "" || !errors.Is(err, ErrUnknownDevice) {
 		return id, device, err
 	}
-	decoded, unescapeErr := url.PathUnescape(id)
-	if unescapeErr != nil || decoded == id {
+	decoded, ok := id.unescaped()
+	if !ok {
 		return id, device, err
 	}
-	device, err = v.Keys.Device(decoded)
+	device, err = v.lookUp(decoded)
 	return decoded, device, err
 }
 
-// deviceScope narrows the resource of a token that a device signed to that
-// device. Beside host/devices/{id} it allows what amenzhinsky/iothub signs: the
-// host alone (its MQTT transport) and host/{id} (its HTTP transport).
-func deviceScope(granted resource, id string) (resource, error) {
+func (v *Verifier) lookUp(id identity) (Device, error) {
+	if id.module != "" {
+		return v.Keys.Module(id.device, id.module)
+	}
+	return v.Keys.Device(id.device)
+}
+
+// identityScope narrows the resource of a token to the device or module whose
+// key signed it. Beside the identity's own resource it allows those above it,
+// because amenzhinsky/iothub signs the host alone (its MQTT transport), and
+// host/{id} (its HTTP transport).
+func identityScope(granted resource, id identity) (resource, error) {
+	own := resource{host: granted.host, path: id.path()}
 	path := granted.path
-	switch {
-	case len(path) == 0,
-		len(path) == 1 && sameSegment(path[0], id),
-		len(path) == 2 && path[0] == "devices" && sameSegment(path[1], id):
-		return resource{host: granted.host, path: []string{"devices", id}}, nil
+	if granted.covers(own, sameSegment) || len(path) == 1 && sameSegment(path[0], id.device) {
+		return own, nil
 	}
 	return resource{}, ErrScope
 }

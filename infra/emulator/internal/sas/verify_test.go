@@ -21,6 +21,7 @@ const (
 	device = "device-solver::job-1"
 	// Keys of the vectors below, which were made with Python's hmac module.
 	deviceKey    = "ZGV2aWNlLWtleS0wMTIzNDU2Nzg5YWJjZGVm"
+	moduleKey    = "bW9kdWxlLWtleS0wMTIzNDU2Nzg5YWJjZGVm"
 	policyKey    = "cG9saWN5LWtleS0wMTIzNDU2Nzg5YWJjZGVm"
 	otherKey     = "b3RoZXIta2V5LTAxMjM0NTY3ODlhYmNkZWY="
 	namespaceKey = "SAS_KEY_VALUE"
@@ -59,6 +60,20 @@ func (keyring) Device(id string) (sas.Device, error) {
 		return sas.Device{}, errStore
 	}
 	return sas.Device{}, fmt.Errorf("device %q: %w", id, sas.ErrUnknownDevice)
+}
+
+// Module knows the same modules on every device.
+func (k keyring) Module(deviceID, moduleID string) (sas.Device, error) {
+	device, err := k.Device(deviceID)
+	switch {
+	case err != nil:
+		return sas.Device{}, err
+	case moduleID == "m" || moduleID == "a:m" || moduleID == "$edgeAgent":
+		return sas.Device{Keys: sas.Keys{Primary: moduleKey, Secondary: otherKey}, Enabled: device.Enabled}, nil
+	case moduleID == "keyless":
+		return sas.Device{Enabled: true}, nil
+	}
+	return sas.Device{}, fmt.Errorf("module %q: %w", moduleID, sas.ErrUnknownDevice)
 }
 
 func verifier(mode sas.KeyMode) *sas.Verifier {
@@ -201,7 +216,7 @@ func TestVerify(t *testing.T) {
 		"prefix of the ID, not a segment": {hubToken(url.QueryEscape(host+"/devices/plus"), deviceKey, ""), host + "/devices/plus+id", sas.ErrScope},
 		"device token for the whole hub":  {hubToken(host, deviceKey, ""), host, sas.ErrScope},
 		"device token for a twin":         {hubToken(host, deviceKey, ""), host + "/twins/" + device, sas.ErrScope},
-		"device token for a module":       {hubToken(url.QueryEscape(at+"/modules/m"), deviceKey, ""), at + "/modules/m", sas.ErrScope},
+		"device key for a module":         {hubToken(url.QueryEscape(at+"/modules/m"), deviceKey, ""), at + "/modules/m", sas.ErrSignature},
 		"policy scoped to another device": {hubToken(full, policyKey, "iothubowner"), host + "/devices/plus+id", sas.ErrScope},
 		"policy scoped to a device, list": {hubToken(full, policyKey, "iothubowner"), host + "/devices", sas.ErrScope},
 		"percent sign in an ID":           {hubToken(url.QueryEscape(host+"/devices/a%3Ab"), deviceKey, ""), host + "/devices/a%3Ab/messages", nil},
@@ -227,6 +242,99 @@ func TestVerify(t *testing.T) {
 				t.Errorf("Refused(%v) = false", err)
 			}
 		})
+	}
+}
+
+func TestVerifyModule(t *testing.T) {
+	t.Parallel()
+	at := host + "/devices/" + device
+	of := func(module string) string { return at + "/modules/" + module }
+	full := url.QueryEscape(of("m"))
+	tests := map[string]struct {
+		token, asked string
+		want         error // nil: accepted
+	}{
+		"its own key":                      {hubToken(full, moduleKey, ""), of("m"), nil},
+		"its secondary key":                {hubToken(full, otherKey, ""), of("m"), nil},
+		"what is below it":                 {hubToken(full, moduleKey, ""), of("m") + "/messages/events", nil},
+		"what the token names":             {hubToken(full, moduleKey, ""), "", nil},
+		"odd characters":                   {hubToken(url.QueryEscape(of("$edgeAgent")), moduleKey, ""), of("$edgeAgent"), nil},
+		"IDs encoded twice":                {hubToken(url.QueryEscape(host+"/devices/device-solver%3a%3ajob-1/modules/a%3am"), moduleKey, ""), "", nil},
+		"host alone":                       {hubToken(host, moduleKey, ""), of("m"), nil},
+		"resource of its device":           {hubToken(url.QueryEscape(at), moduleKey, ""), of("m"), nil},
+		"policy":                           {hubToken(host, policyKey, "iothubowner"), of("m"), nil},
+		"policy scoped to the device":      {hubToken(url.QueryEscape(at), policyKey, "iothubowner"), of("m"), nil},
+		"policy scoped to the module":      {hubToken(full, policyKey, "iothubowner"), of("m"), nil},
+		"policy scoped to it, device":      {hubToken(full, policyKey, "iothubowner"), at, sas.ErrScope},
+		"key of the device":                {hubToken(full, deviceKey, ""), of("m"), sas.ErrSignature},
+		"key of the device, device's own":  {hubToken(url.QueryEscape(at), deviceKey, ""), of("m"), sas.ErrSignature},
+		"its key for the device":           {hubToken(url.QueryEscape(at), moduleKey, ""), at, sas.ErrSignature},
+		"its token for the device":         {hubToken(full, moduleKey, ""), at, sas.ErrSignature},
+		"its token for the modules":        {hubToken(full, moduleKey, ""), at + "/modules", sas.ErrSignature},
+		"its token for another module":     {hubToken(full, moduleKey, ""), of("a:m"), sas.ErrScope},
+		"its token for a prefix of its ID": {hubToken(url.QueryEscape(of("a")), moduleKey, ""), of("a:m"), sas.ErrScope},
+		"its token on another device":      {hubToken(full, moduleKey, ""), host + "/devices/plus+id/modules/m", sas.ErrScope},
+		"its token for a twin":             {hubToken(full, moduleKey, ""), host + "/twins/" + device + "/modules/m", sas.ErrScope},
+		"unknown module":                   {hubToken(host, moduleKey, ""), of("ghost"), sas.ErrUnknownDevice},
+		"unknown device":                   {hubToken(host, moduleKey, ""), host + "/devices/ghost/modules/m", sas.ErrUnknownDevice},
+		"disabled device":                  {hubToken(host, moduleKey, ""), host + "/devices/off/modules/m", sas.ErrDeviceDisabled},
+		"without keys, empty key":          {hubToken(host, "", ""), of("keyless"), sas.ErrSignature},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			claims, err := verifier(sas.HubKeys).Verify(tt.token, tt.asked)
+			if !errors.Is(err, tt.want) {
+				t.Fatalf("got error %v, want %v", err, tt.want)
+			}
+			if tt.want == nil && claims.Policy == "" && (claims.DeviceID != device || claims.ModuleID == "") {
+				t.Errorf("claims of %q, %q", claims.DeviceID, claims.ModuleID)
+			}
+		})
+	}
+}
+
+// TestForeignModuleSigner takes a token as the module clients of
+// amenzhinsky/iothub make them: the IDs are encoded three times, the rest twice.
+func TestForeignModuleSigner(t *testing.T) {
+	t.Parallel()
+	audience := host + "/devices/" + url.QueryEscape(device) + "/modules/" + url.QueryEscape("a:m")
+	token, err := common.NewSharedAccessSignature(url.QueryEscape(audience), "", moduleKey, time.Unix(expiry, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, asked := range []string{host + "/devices/" + device + "/modules/a:m", ""} {
+		claims, err := verifier(sas.HubKeys).Verify(token.String(), asked)
+		if err != nil || claims.DeviceID != device || claims.ModuleID != "a:m" {
+			t.Errorf("asked for %q: claims of %q, %q, error %v", asked, claims.DeviceID, claims.ModuleID, err)
+		}
+	}
+}
+
+// TestDeviceKeyDoesNotCoverModules looks at claims that outlive one request.
+func TestDeviceKeyDoesNotCoverModules(t *testing.T) {
+	t.Parallel()
+	at := host + "/devices/" + device
+	claims := func(resource, key, policy string) sas.Claims {
+		c, err := verifier(sas.HubKeys).Verify(hubToken(url.QueryEscape(resource), key, policy), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	ofDevice, ofModule, ofPolicy := claims(at, deviceKey, ""), claims(at+"/modules/m", moduleKey, ""), claims(at, policyKey, "iothubowner")
+	for asked, want := range map[string][3]bool{ // device, module, policy
+		at:                                  {true, false, true},
+		at + "/messages/events":             {true, false, true},
+		at + "/modules":                     {true, false, true},
+		at + "/modules/m":                   {false, true, true},
+		at + "/modules/m/messages/events":   {false, true, true},
+		at + "/modules/a:m/messages/events": {false, false, true},
+		host:                                {false, false, false},
+	} {
+		if got := [3]bool{ofDevice.Covers(asked), ofModule.Covers(asked), ofPolicy.Covers(asked)}; got != want {
+			t.Errorf("%q: covered by device, module, policy = %v, want %v", asked, got, want)
+		}
 	}
 }
 
@@ -334,6 +442,7 @@ func TestPermissions(t *testing.T) {
 func FuzzVerify(f *testing.F) {
 	f.Add(hubToken(host, policyKey, "iothubowner"), host)
 	f.Add(hubToken(url.QueryEscape(host+"/devices/"+device), deviceKey, ""), "")
+	f.Add(hubToken(url.QueryEscape(host+"/devices/"+device+"/modules/m"), moduleKey, ""), "")
 	f.Add("SharedAccessSignature sr=%2f%2f&sig=%3D&se=0&skn", "amqps://[::1]:5671/x")
 	f.Fuzz(func(t *testing.T, token, asked string) {
 		for _, mode := range []sas.KeyMode{sas.HubKeys, sas.NamespaceKeys} {
@@ -341,7 +450,7 @@ func FuzzVerify(f *testing.F) {
 			if err != nil {
 				continue
 			}
-			if (claims.Policy == "") == (claims.DeviceID == "") {
+			if (claims.Policy == "") == (claims.DeviceID == "") || claims.DeviceID == "" && claims.ModuleID != "" {
 				t.Errorf("claims name both or neither: %+v", claims)
 			}
 			if asked != "" && !claims.Covers(asked) {

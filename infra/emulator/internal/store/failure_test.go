@@ -17,7 +17,7 @@ func TestFailedStoreStaysFailed(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The disk goes away under the store.
-	if err := s.(*file).db.Close(); err != nil {
+	if err := s.(*file).log.close(); err != nil {
 		t.Fatal(err)
 	}
 	first := Update(context.Background(), s, Put("k", []byte("v")))

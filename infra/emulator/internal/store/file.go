@@ -2,14 +2,12 @@ package store
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
-	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
-	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -18,7 +16,7 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// Names of the files in the data directory.
+// Names of the files in the data directory, beside those of the log.
 const (
 	stateFile = "state.db"
 	ownerFile = "state.pid"
@@ -28,17 +26,11 @@ const (
 // one that is just ending.
 const lockTimeout = 2 * time.Second
 
-// formatVersion goes into the file when it is made. Another version is refused.
-const formatVersion = "hubjobs emulator state 1"
-
-var (
-	bucketState  = []byte("state")
-	bucketFormat = []byte("format")
-	keyVersion   = []byte("version")
-)
-
-// file is a Store in a bbolt file. One goroutine commits what is pending; while
-// it waits for the disk, the next batch gathers.
+// file is a Store in a directory: a bbolt file, and a log of what is not there
+// yet. One goroutine appends what is pending to the log; while it waits for the
+// disk, the next batch gathers, and another goroutine tells of the one before.
+// When a segment of the log is full, its changes go to the bbolt file in one
+// transaction, the checkpoint, while the next segment fills.
 type file struct {
 	dir string
 	db  *bbolt.DB
@@ -46,10 +38,20 @@ type file struct {
 	mu      sync.Mutex // guards pending and closed
 	pending []change
 	closed  bool
-	failed  error         // the committer's own
+
 	wake    chan struct{} // holds a value when pending or closed changed
-	stopped chan struct{} // closed when the committer has ended
+	written chan outcome  // batches to tell of
+	stopped chan struct{} // closed when committer and teller have ended
 	failure chan error    // has room for the one failure
+
+	// of the committer
+	failed   error
+	log      *segment   // nil before the first change
+	pointing chan error // result of the checkpoint under way; nil if none is
+
+	tables  sync.RWMutex // guards what follows
+	current *table       // what is in the segment that is written to
+	frozen  *table       // what is in the segment before, during its checkpoint; or nil
 }
 
 type change struct {
@@ -57,9 +59,17 @@ type change struct {
 	done func(error)
 }
 
+// outcome is what became of a batch.
+type outcome struct {
+	batch []change
+	err   error
+}
+
 // Open returns the store in a directory, which is made if it doesn't exist. It
 // fails with ErrInUse while another process has it open, and with ErrDamaged
-// when the file there is not in order; it never repairs or replaces a file.
+// when a file there is not in order; it never repairs or replaces one. A batch
+// at the end of the log that was not written in full, and therefore never
+// acknowledged, is no damage.
 func Open(dir string) (Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make data directory: %w", err)
@@ -72,10 +82,39 @@ func Open(dir string) (Store, error) {
 	if err != nil {
 		return nil, explain(dir, path, err)
 	}
-	s := &file{dir: dir, db: db, wake: make(chan struct{}, 1), stopped: make(chan struct{}), failure: make(chan error, 1)}
+	if err := recoverLog(dir, db); err != nil {
+		return nil, errors.Join(explain(dir, path, err), db.Close())
+	}
+	s := &file{
+		dir:     dir,
+		db:      db,
+		wake:    make(chan struct{}, 1),
+		written: make(chan outcome, 1),
+		stopped: make(chan struct{}),
+		failure: make(chan error, 1),
+		current: newTable(),
+	}
 	s.writeOwner()
 	go s.commitLoop()
 	return s, nil
+}
+
+// recoverLog brings what is in the log into the state file.
+func recoverLog(dir string, db *bbolt.DB) error {
+	mark, err := readMark(db)
+	if err != nil {
+		return err
+	}
+	if mark.Segment > 0 {
+		t, err := readLog(dir, mark)
+		if err != nil {
+			return err
+		}
+		if err := checkpoint(db, t, logMark{}); err != nil {
+			return err
+		}
+	}
+	return removeLog(dir, allSegments)
 }
 
 func explain(dir, path string, err error) error {
@@ -83,7 +122,7 @@ func explain(dir, path string, err error) error {
 	case errors.Is(err, berrors.ErrTimeout):
 		return fmt.Errorf("%w: %s is held by %s; stop it or use another directory", ErrInUse, dir, owner(dir))
 	case errors.Is(err, ErrDamaged):
-		return fmt.Errorf("%w; restore %s from a copy, or move it away to start empty", err, path)
+		return fmt.Errorf("%w; restore %s and the files beside it from a copy, or move them away to start empty", err, path)
 	}
 	return fmt.Errorf("open state file %s: %w", path, err)
 }
@@ -103,172 +142,79 @@ func (s *file) writeOwner() {
 	_ = os.WriteFile(filepath.Join(s.dir, ownerFile), fmt.Appendln(nil, os.Getpid()), 0o600)
 }
 
-// ensureFile makes an empty but complete state file under a name of its own and
-// then gives it its name, so that a file of that name is always a whole one: an
-// empty file there is a damaged one and not one that is just being made.
-func ensureFile(path string) error {
-	if _, err := os.Lstat(path); err == nil || !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), stateFile+".*.tmp")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name()) // after the link, the file lives on under its name
-	if err := tmp.Close(); err != nil {
-		return err
-	}
-	if err := initialise(tmp.Name()); err != nil {
-		return err
-	}
-	// Unlike a rename, a link can't replace the file of a process that is
-	// faster than this one.
-	err = os.Link(tmp.Name(), path)
-	if errors.Is(err, fs.ErrExist) {
-		return nil
-	}
-	if err != nil { // a file system without links
-		err = os.Rename(tmp.Name(), path)
-	}
-	return errors.Join(err, syncDir(filepath.Dir(path)))
-}
-
-func initialise(path string) error {
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockTimeout})
-	if err != nil {
-		return err
-	}
-	err = db.Update(func(tx *bbolt.Tx) error {
-		if _, err := tx.CreateBucket(bucketState); err != nil {
-			return err
-		}
-		format, err := tx.CreateBucket(bucketFormat)
-		if err != nil {
-			return err
-		}
-		return format.Put(keyVersion, []byte(formatVersion))
-	})
-	return errors.Join(err, db.Close())
-}
-
-// syncDir makes a new directory entry survive a power failure. Not all systems
-// can sync a directory; those that can't do it by themselves.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	_ = d.Sync()
-	return d.Close()
-}
-
-// openChecked reads the whole file once, read-only, before it opens it for
-// writing: bbolt takes a file on trust, and meets damage with a panic, possibly
-// in a goroutine of its own where nothing can catch it.
-func openChecked(path string) (*bbolt.DB, error) {
-	if err := check(path); err != nil {
-		return nil, err
-	}
-	return bbolt.Open(path, 0o600, &bbolt.Options{
-		Timeout: lockTimeout,
-		// The list of free pages is found again at start, by a scan, rather
-		// than written with each commit: after a burst it is long.
-		NoFreelistSync: true,
-		FreelistType:   bbolt.FreelistMapType,
-		NoStatistics:   true,
-	})
-}
-
-func check(path string) (err error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	if info.Size() == 0 {
-		return fmt.Errorf("%w: it is empty", ErrDamaged)
-	}
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockTimeout, ReadOnly: true})
-	if err != nil {
-		if errors.Is(err, berrors.ErrTimeout) || errors.Is(err, fs.ErrPermission) {
-			return err
-		}
-		return fmt.Errorf("%w: %w", ErrDamaged, err)
-	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	return protect(func() error { return db.View(checkTx) })
-}
-
-// protect turns what bbolt does on damaged pages, panics and faults of mapped
-// memory, into ErrDamaged.
-func protect(f func() error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("%w: %v", ErrDamaged, r)
-		}
-	}()
-	return f()
-}
-
-func checkTx(tx *bbolt.Tx) error {
-	info, err := os.Stat(tx.DB().Path())
-	if err != nil {
-		return err
-	}
-	if info.Size() < tx.Size() {
-		return fmt.Errorf("%w: it is cut off after %d of %d bytes", ErrDamaged, info.Size(), tx.Size())
-	}
-	format, state := tx.Bucket(bucketFormat), tx.Bucket(bucketState)
-	if format == nil || state == nil {
-		return fmt.Errorf("%w: it is not a state file of the emulator", ErrDamaged)
-	}
-	if v := format.Get(keyVersion); string(v) != formatVersion {
-		return fmt.Errorf("state file has format %q and this program reads %q only", v, formatVersion)
-	}
-	return state.ForEach(func(k, v []byte) error {
-		_, err := unseal(k, v)
-		return err
-	})
-}
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// seal appends a checksum over key and value: bbolt protects its meta pages
-// only.
-func seal(key string, value []byte) []byte {
-	sum := crc32.Update(crc32.Checksum([]byte(key), castagnoli), castagnoli, value)
-	return binary.BigEndian.AppendUint32(append(make([]byte, 0, len(value)+4), value...), sum)
-}
-
-func unseal(key, sealed []byte) ([]byte, error) {
-	n := len(sealed) - 4
-	if n >= 0 {
-		sum := crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, sealed[:n])
-		if sum == binary.BigEndian.Uint32(sealed[n:]) {
-			return sealed[:n], nil
-		}
-	}
-	return nil, fmt.Errorf("%w: checksum of %q is wrong", ErrDamaged, key)
-}
-
 func (s *file) Durable() bool { return true }
 
 func (s *file) Failed() <-chan error { return s.failure }
 
 func (s *file) Load(prefix string, fn func(key string, value []byte) error) error {
-	return s.db.View(func(tx *bbolt.Tx) error {
-		c := tx.Bucket(bucketState).Cursor()
-		for k, v := c.Seek([]byte(prefix)); k != nil && strings.HasPrefix(string(k), prefix); k, v = c.Next() {
-			value, err := unseal(k, v)
-			if err != nil {
-				return err
-			}
-			if err := fn(string(k), bytes.Clone(value)); err != nil {
-				return err
+	v, err := s.view(prefix)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = v.tx.Rollback() }() // ends a transaction that only reads
+	return v.each(prefix, fn)
+}
+
+// view is the state of the keys with a prefix, at one moment.
+type view struct {
+	tx     *bbolt.Tx
+	over   map[string][]byte // what tables have, nil for what they delete
+	hidden []string          // prefixes that tables delete in the state file
+}
+
+// view takes tables and transaction together, so that a checkpoint is seen in one
+// of them.
+func (s *file) view(prefix string) (*view, error) {
+	s.tables.RLock()
+	defer s.tables.RUnlock()
+	tx, err := s.db.Begin(false)
+	if err != nil {
+		return nil, err
+	}
+	v := &view{tx: tx, over: make(map[string][]byte)}
+	for _, t := range []*table{s.frozen, s.current} {
+		if t != nil {
+			t.overlay(prefix, v.over)
+			v.hidden = append(v.hidden, t.clearedBelow(prefix)...)
+		}
+	}
+	return v, nil
+}
+
+// each calls fn for the keys in order: those of the state file that no table
+// changes, and those of the tables.
+func (v *view) each(prefix string, fn func(key string, value []byte) error) error {
+	over := slices.Sorted(maps.Keys(v.over))
+	below := func(limit string, all bool) error {
+		for len(over) > 0 && (all || over[0] < limit) {
+			key := over[0]
+			over = over[1:]
+			if value := v.over[key]; value != nil {
+				if err := fn(key, bytes.Clone(value)); err != nil {
+					return err
+				}
 			}
 		}
 		return nil
-	})
+	}
+	c := v.tx.Bucket(bucketState).Cursor()
+	for k, sealed := c.Seek([]byte(prefix)); k != nil && strings.HasPrefix(string(k), prefix); k, sealed = c.Next() {
+		key := string(k)
+		if err := below(key, false); err != nil {
+			return err
+		}
+		if _, changed := v.over[key]; changed || hasAnyPrefix(key, v.hidden) {
+			continue
+		}
+		value, err := unseal(k, sealed)
+		if err != nil {
+			return err
+		}
+		if err := fn(key, bytes.Clone(value)); err != nil {
+			return err
+		}
+	}
+	return below("", true)
 }
 
 func (s *file) Submit(done func(error), ops ...Op) {
@@ -294,11 +240,12 @@ func (s *file) signal() {
 }
 
 func (s *file) commitLoop() {
-	defer close(s.stopped)
+	go s.tell()
+	defer close(s.written)
 	for range s.wake {
 		batch, closed := s.take()
 		if len(batch) > 0 {
-			s.commit(batch)
+			s.written <- outcome{batch, s.write(batch)}
 		}
 		if closed {
 			return // take returned everything, and Submit accepts no more
@@ -306,6 +253,7 @@ func (s *file) commitLoop() {
 	}
 }
 
+// take returns what is pending.
 func (s *file) take() ([]change, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -314,65 +262,111 @@ func (s *file) take() ([]change, bool) {
 	return batch, s.closed
 }
 
-func (s *file) commit(batch []change) {
-	err := s.write(batch)
-	for _, c := range batch {
-		if c.done != nil {
-			c.done(err)
+// tell calls the done functions of batches, so that the committer needn't.
+func (s *file) tell() {
+	defer close(s.stopped)
+	for o := range s.written {
+		for _, c := range o.batch {
+			if c.done != nil {
+				c.done(o.err)
+			}
 		}
 	}
 }
 
-// write commits a batch. After a failure it only says so.
+// write makes a batch durable. After a failure it only says so.
 func (s *file) write(batch []change) error {
 	if s.failed != nil {
 		return s.failed
 	}
-	err := protect(func() error { return s.db.Update(func(tx *bbolt.Tx) error { return apply(tx, batch) }) })
-	if err != nil {
-		err = fmt.Errorf("write state to %s: %w; nothing more is accepted until a restart", s.dir, err)
-		s.failed = err
-		s.failure <- err
+	if err := s.append(batch); err != nil {
+		s.failed = fmt.Errorf("write state to %s: %w; nothing more is accepted until a restart", s.dir, err)
+		s.failure <- s.failed
+		return s.failed
 	}
-	return err
-}
-
-func apply(tx *bbolt.Tx, batch []change) error {
-	bucket := tx.Bucket(bucketState)
+	s.tables.Lock()
+	defer s.tables.Unlock()
 	for _, c := range batch {
 		for _, op := range c.ops {
-			if err := applyOp(bucket, op); err != nil {
-				return err
-			}
+			s.current.apply(op)
 		}
 	}
 	return nil
 }
 
-func applyOp(bucket *bbolt.Bucket, op Op) error {
+func (s *file) append(batch []change) error {
+	if err := s.prepare(); err != nil {
+		return err
+	}
+	return s.log.append(batch)
+}
+
+// prepare makes sure that there is a segment with room, and that the last
+// checkpoint, if it has ended, has not failed.
+func (s *file) prepare() error {
 	switch {
-	case op.Prefix:
-		return deletePrefix(bucket, []byte(op.Key))
-	case op.Value == nil:
-		return bucket.Delete([]byte(op.Key))
+	case s.log == nil:
+		return s.beginLog()
+	case s.log.full():
+		return s.rotate()
 	}
-	return bucket.Put([]byte(op.Key), seal(op.Key, op.Value))
+	select {
+	case err := <-s.pointing:
+		s.pointing = nil
+		return err
+	default:
+		return nil
+	}
 }
 
-func deletePrefix(bucket *bbolt.Bucket, prefix []byte) error {
-	// The keys are gathered first because a cursor skips keys when the bucket
-	// changes under it.
-	var keys [][]byte
-	c := bucket.Cursor()
-	for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix) && k != nil; k, _ = c.Next() {
-		keys = append(keys, bytes.Clone(k))
+// beginLog begins the first segment. The state file is told of it before there
+// is anything in it.
+func (s *file) beginLog() (err error) {
+	if s.log, err = createSegment(s.dir, 1, 1); err != nil {
+		return err
 	}
-	for _, k := range keys {
-		if err := bucket.Delete(k); err != nil {
-			return err
-		}
+	return checkpoint(s.db, s.current, logMark{Segment: s.log.number})
+}
+
+// rotate begins the next segment and a checkpoint of the full one. It waits for
+// the checkpoint before: that bounds the log to two segments.
+func (s *file) rotate() error {
+	if err := s.awaitCheckpoint(); err != nil {
+		return err
 	}
-	return nil
+	next, err := createSegment(s.dir, s.log.number+1, s.log.next)
+	if err != nil {
+		return err
+	}
+	full := s.log
+	s.log = next
+	s.tables.Lock()
+	s.frozen, s.current = s.current, newTable()
+	s.tables.Unlock()
+	s.pointing = make(chan error, 1)
+	go s.checkpoint(s.frozen, logMark{Segment: next.number, Applied: next.next - 1}, s.pointing)
+	return full.close()
+}
+
+// checkpoint brings a segment's changes into the state file and removes it.
+func (s *file) checkpoint(t *table, mark logMark, result chan<- error) {
+	err := checkpoint(s.db, t, mark)
+	if err == nil {
+		s.tables.Lock()
+		s.frozen = nil
+		s.tables.Unlock()
+		err = removeLog(s.dir, mark.Segment)
+	}
+	result <- err
+}
+
+func (s *file) awaitCheckpoint() error {
+	if s.pointing == nil {
+		return nil
+	}
+	err := <-s.pointing
+	s.pointing = nil
+	return err
 }
 
 func (s *file) Close() error {
@@ -386,5 +380,23 @@ func (s *file) Close() error {
 		return nil
 	}
 	_ = os.Remove(filepath.Join(s.dir, ownerFile))
-	return s.db.Close()
+	return errors.Join(s.closeLog(), s.db.Close())
+}
+
+// closeLog brings all that is in the log into the state file. After a failure it
+// leaves both as they are: the next Open reads them.
+func (s *file) closeLog() error {
+	err := s.awaitCheckpoint()
+	if s.log == nil {
+		return nil
+	}
+	if err == nil && s.failed == nil {
+		if err = checkpoint(s.db, s.current, logMark{}); err == nil {
+			err = removeLog(s.dir, allSegments)
+		}
+	}
+	if s.failed != nil {
+		err = nil // it was told already
+	}
+	return errors.Join(err, s.log.close())
 }

@@ -25,7 +25,7 @@ func limitFileSize(n uint64) error {
 	return syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit)
 }
 
-func init() { beforeWriting = func() error { return limitFileSize(512 << 10) } }
+func init() { beforeWriting = func() error { return limitFileSize(4 << 20) } }
 
 func TestFullDiskIsReportedAndLosesNothing(t *testing.T) {
 	t.Parallel()

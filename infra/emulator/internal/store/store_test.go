@@ -242,7 +242,11 @@ func writeForever(dir string) {
 	s, err := store.Open(dir)
 	for i := 0; err == nil; i++ {
 		key := fmt.Sprintf("n/%08d", i)
-		if err = store.Update(context.Background(), s, store.Put(key, make([]byte, i%3000)), store.Put("last", []byte(key))); err == nil {
+		size := i % 3000
+		if os.Getenv("STORE_TEST_LARGE") != "" {
+			size = 100_000 // a checkpoint after every 80 changes
+		}
+		if err = store.Update(context.Background(), s, store.Put(key, make([]byte, size)), store.Put("last", []byte(key))); err == nil {
 			fmt.Println(key)
 		}
 	}
@@ -253,11 +257,22 @@ func writeForever(dir string) {
 func TestKilledProcessLosesNothingAcknowledged(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	for _, kill := range []int{1, 37, 150} {
-		last := killAfter(t, dir, kill)
+	for i, kill := range []int{1, 37, 150, 84, 166, 250} {
+		var env []string
+		if i > 2 { // during checkpoints
+			env = []string{"STORE_TEST_LARGE=1"}
+		}
+		last := killAfter(t, dir, kill, env...)
 		s := open(t, dir)
 		if got := contents(t, s, last); !strings.HasPrefix(got, last+"=") {
 			t.Fatalf("%s was acknowledged and is not there", last)
+		}
+		var number int
+		if _, err := fmt.Sscanf(last, "n/%d", &number); err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(contents(t, s, "n/"), "="); n <= number {
+			t.Fatalf("%d keys, and %d were acknowledged", n, number+1)
 		}
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
@@ -267,10 +282,10 @@ func TestKilledProcessLosesNothingAcknowledged(t *testing.T) {
 
 // killAfter kills a writing process after n acknowledged changes and returns
 // the last one.
-func killAfter(t *testing.T, dir string, n int) string {
+func killAfter(t *testing.T, dir string, n int, env ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), "STORE_TEST_WRITER="+dir)
+	cmd.Env = append(append(os.Environ(), "STORE_TEST_WRITER="+dir), env...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -82,9 +82,16 @@ func Load(dir string, opts *Options) (*Bundle, error) {
 	return b, nil
 }
 
-// ServerConfig returns a TLS server configuration with the certificate.
+// ServerConfig returns a TLS server configuration with the certificate. It asks
+// clients for a certificate of their own and takes whatever they have, or none:
+// a device may show a self-signed one, and only the hub knows which device it is
+// good for (IoT Hub docs: "Authenticate identities with X.509 certificates").
 func (b *Bundle) ServerConfig() *tls.Config {
-	return &tls.Config{Certificates: []tls.Certificate{b.Certificate}, MinVersion: tls.VersionTLS12}
+	return &tls.Config{
+		Certificates: []tls.Certificate{b.Certificate},
+		ClientAuth:   tls.RequestClientCert,
+		MinVersion:   tls.VersionTLS12,
+	}
 }
 
 // Roots returns a pool with the CA alone, for clients in the same process.

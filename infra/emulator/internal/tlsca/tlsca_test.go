@@ -68,6 +68,40 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// Clients show the certificate that they have, whoever signed it, or none.
+func TestCertificatesOfClients(t *testing.T) {
+	t.Parallel()
+	b, stranger := load(t, "", nil), load(t, "", nil)
+	for name, shown := range map[string][]tls.Certificate{"none": nil, "of a stranger": {stranger.Certificate}} {
+		l, err := tls.Listen("tcp", "127.0.0.1:0", b.ServerConfig())
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := make(chan []*x509.Certificate, 1)
+		go func() {
+			defer close(seen)
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			if server := conn.(*tls.Conn); server.Handshake() == nil {
+				seen <- server.ConnectionState().PeerCertificates
+			}
+		}()
+		conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: b.Roots(), ServerName: "localhost", Certificates: shown})
+		if err != nil {
+			t.Fatal(err)
+		}
+		chain, ok := <-seen
+		if !ok || len(chain) != len(shown) || len(chain) == 1 && !bytes.Equal(chain[0].Raw, shown[0].Certificate[0]) {
+			t.Errorf("%s: the server sees %d certificates, handshake done: %v", name, len(chain), ok)
+		}
+		_ = conn.Close()
+		_ = l.Close()
+	}
+}
+
 func TestKeptAcrossLoads(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "new", "tls")
