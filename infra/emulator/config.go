@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"regexp"
 	"strings"
@@ -116,6 +117,16 @@ type Hub struct {
 
 // units returns the number of units, filled in.
 func (h Hub) units() int { return cmp.Or(h.Units, 1) }
+
+// maxJobs is how many scheduled jobs may be under way at a time. The tier has been
+// checked.
+func (h Hub) maxJobs() int {
+	if h.Tier == "" {
+		return math.MaxInt
+	}
+	tier, _ := quota.ParseTier(h.Tier)
+	return tier.MaxJobs()
+}
 
 // Route leads all device-to-cloud messages to an endpoint.
 type Route struct {

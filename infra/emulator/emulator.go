@@ -179,7 +179,7 @@ func (e *Emulator) openCore(ctx context.Context) error {
 	}
 	e.onClose(func() error { e.hub.Close(); return nil })
 	e.onClose(func() error { e.faults.Close(); return nil })
-	if e.jobs, err = devicejobs.Open(ctx, e.store, e.hub, devicejobs.Options{Logger: e.log}); err != nil {
+	if e.jobs, err = devicejobs.Open(ctx, e.store, e.hub, devicejobs.Options{Logger: e.log, MaxActive: cfg.Hub.maxJobs()}); err != nil {
 		return err
 	}
 	e.onClose(func() error { e.jobs.Close(); return nil })
@@ -217,6 +217,9 @@ func (e *Emulator) DailyMessages() (used, limit int64) {
 
 func (e *Emulator) listen(ctx context.Context) error {
 	var lc net.ListenConfig
+	limit := accept.NewLimit(e.opts.MaxConnections, func(n int) {
+		e.log.Warn("connections are turned away", "limit", n)
+	})
 	for _, l := range []struct {
 		name, addr, protocol string
 		tls                  bool
@@ -236,7 +239,7 @@ func (e *Emulator) listen(ctx context.Context) error {
 		}
 		e.onClose(func() error { return ignoreClosed(nl.Close()) })
 		if l.protocol != "" {
-			nl = e.faults.Listener(nl, l.protocol)
+			nl = e.faults.Listener(limit.Listener(nl), l.protocol)
 		}
 		if l.tls {
 			nl = tls.NewListener(nl, e.certs.ServerConfig())

@@ -48,6 +48,9 @@ type Options struct {
 	// DeviceCAs are the roots of devices that authenticate with certificates
 	// signed by an authority, beside those that Config names; nil means none.
 	DeviceCAs *x509.CertPool
+	// MaxConnections is how many connections may be open, of all protocols
+	// together; more are closed as they come. Default 20,000.
+	MaxConnections int
 	// Faults are in force from the start; see InjectFault.
 	Faults []Fault
 	// FeedbackInterval is how long delivery feedback waits for more of it before
@@ -58,11 +61,16 @@ type Options struct {
 	Logger *slog.Logger
 }
 
+// defaultMaxConnections is enough for ten thousand devices and those who talk to
+// them, and bounds what they cost to a few hundred megabytes.
+const defaultMaxConnections = 20_000
+
 func (o Options) withDefaults() Options {
 	for _, addr := range []*string{&o.AMQPAddr, &o.AMQPSAddr, &o.MQTTSAddr, &o.HTTPSAddr} {
 		*addr = cmp.Or(*addr, freePort)
 	}
 	o.HubName = cmp.Or(o.HubName, hub.DefaultName)
+	o.MaxConnections = cmp.Or(o.MaxConnections, defaultMaxConnections)
 	if o.Config == nil {
 		o.Config = DefaultConfig()
 	}
@@ -78,6 +86,9 @@ const maxHostName = 253
 func (o Options) check() error {
 	if len(o.HubName) > maxHostName || net.ParseIP(o.HubName) != nil || !namePattern.MatchString(o.HubName) {
 		return fmt.Errorf("hub name %q is not a host name", o.HubName)
+	}
+	if o.MaxConnections < 0 {
+		return fmt.Errorf("the number of connections is %d and must be positive", o.MaxConnections)
 	}
 	if o.FeedbackInterval < 0 {
 		return fmt.Errorf("feedback interval %s is negative", o.FeedbackInterval)

@@ -30,6 +30,7 @@ const (
 	flagDeviceCA = "device-ca"
 	flagTier     = "tier"
 	flagUnits    = "units"
+	flagMaxConns = "max-connections"
 	flagFault    = "fault"
 	flagFeedback = "feedback-interval"
 	flagOutput   = "output"
@@ -131,6 +132,7 @@ func flags(env func(string) (string, bool), several *lists) []cli.Flag {
 		multiple(flagDeviceCA, &several.deviceCAs, "let in devices with certificates that an authority in `FILE` (PEM) has signed"),
 		text(flagTier, "", "limit the hub as `TIER` does in the cloud: F1, S1, S2, S3, B1, B2 or B3; without it there are no limits"),
 		text(flagUnits, "", "`NUMBER` of units of the tier (default: 1)"),
+		text(flagMaxConns, "20000", "close connections beyond `NUMBER`"),
 		multiple(flagFault, &several.faults, "let `FAULT` go wrong, such as cut,device=sensor-*,after=10s"),
 		text(flagControl, "", "`ADDRESS` of an HTTP API for faults, on the loopback interface; without it there is none"),
 		text(flagFeedback, "15s", "`DURATION` for which delivery feedback waits to be delivered in a batch"),
@@ -167,6 +169,9 @@ func options(c *cli.Context, several *lists, env func(string) (string, bool), st
 	var err error
 	if opts.FeedbackInterval, err = time.ParseDuration(c.String(flagFeedback)); err != nil || opts.FeedbackInterval <= 0 {
 		return opts, fmt.Errorf("--%s is %q and must be a duration such as 500ms or 15s", flagFeedback, c.String(flagFeedback))
+	}
+	if opts.MaxConnections, err = strconv.Atoi(c.String(flagMaxConns)); err != nil || opts.MaxConnections <= 0 {
+		return opts, fmt.Errorf("--%s is %q and must be a positive number", flagMaxConns, c.String(flagMaxConns))
 	}
 	if opts.Logger, err = newLogger(c, stderr); err != nil {
 		return opts, err

@@ -2,6 +2,8 @@ package amqpnodes_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -28,9 +30,19 @@ type wire struct {
 	frames []amqp.Frame // as the server sent them
 }
 
+// certified is a connection whose client has shown certificates.
+type certified struct {
+	net.Conn
+	chain []*x509.Certificate
+}
+
+func (c certified) ConnectionState() tls.ConnectionState {
+	return tls.ConnectionState{PeerCertificates: c.chain}
+}
+
 // newWire connects with SASL PLAIN, or without SASL if there is no user, and
 // begins a session.
-func newWire(t *testing.T, e *emulator, user, password string) *wire {
+func newWire(t *testing.T, e *emulator, user, password string, chain ...*x509.Certificate) *wire {
 	t.Helper()
 	e.addr = "127.0.0.1:5671"
 	nodes, err := amqpnodes.New(e.config())
@@ -41,7 +53,7 @@ func newWire(t *testing.T, e *emulator, user, password string) *wire {
 	ours, theirs := net.Pipe()
 	w := &wire{t: t, conn: ours}
 	var wg sync.WaitGroup
-	wg.Go(func() { _ = server.ServeConn(context.Background(), theirs) })
+	wg.Go(func() { _ = server.ServeConn(context.Background(), certified{theirs, chain}) })
 	wg.Go(w.read)
 	t.Cleanup(func() {
 		ours.Close()

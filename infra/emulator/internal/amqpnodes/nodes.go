@@ -90,6 +90,7 @@ func (n *Nodes) NewHandler(p amqpserver.Peer) (amqpserver.Handler, error) {
 		log:          n.cfg.Logger.With("peer", p.RemoteAddr),
 		conn:         p.Conn,
 		certificates: p.Certificates,
+		shut:         p.Shut,
 		replies:      make(map[replyKey][]*replySource),
 		devices:      make(map[hub.Target]*presence),
 	}
@@ -122,6 +123,7 @@ type handler struct {
 	conn         net.Conn
 	expiry       *time.Timer         // of the connection; nil for none
 	certificates []*x509.Certificate // that the peer proved to own, its own first
+	shut         func(reason error)  // ends the connection
 	claims       claims
 	waiting      waiting        // messages that wait for credit
 	wg           sync.WaitGroup // requests under way, and the watches of devices
@@ -129,6 +131,7 @@ type handler struct {
 	mu      sync.Mutex // guards all below
 	replies map[replyKey][]*replySource
 	devices map[hub.Target]*presence
+	doubt   *time.Timer // of expectProof; nil before
 }
 
 // Authorized implements amqpserver.Authorizer. A certificate that turns out to be
@@ -141,7 +144,34 @@ func (h *handler) Close() {
 	if h.expiry != nil {
 		h.expiry.Stop()
 	}
+	h.mu.Lock()
+	if h.doubt != nil {
+		h.doubt.Stop()
+	}
+	h.mu.Unlock()
 	h.wg.Wait()
+}
+
+// proofTimeout is how long a connection with a certificate may have links that
+// need no claim before it shows whose it is.
+const proofTimeout = 20 * time.Second
+
+// expectProof is called for a link that needs no claim. With such links alone, a
+// certificate of nobody would hold a connection for ever.
+func (h *handler) expectProof() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.doubt != nil || len(h.certificates) == 0 {
+		return
+	}
+	h.doubt = time.AfterFunc(proofTimeout, func() {
+		h.mu.Lock()
+		known := len(h.devices) > 0
+		h.mu.Unlock()
+		if !known && !h.claims.any() {
+			h.shut(amqp.Errorf(amqp.CondConnectionForced, "neither a valid token was put nor a link of a device opened within %v", proofTimeout))
+		}
+	})
 }
 
 // OpenSource implements amqpserver.Handler.
@@ -191,6 +221,7 @@ func (h *handler) OpenTarget(ctx context.Context, a *amqpserver.Attach) (amqpser
 func (h *handler) openTarget(ctx context.Context, addr address, a *amqpserver.Attach) (amqpserver.Target, error) {
 	switch addr.kind {
 	case kindCBS:
+		h.expectProof()
 		return h.requests(addr, a, true, h.putToken), nil
 	case kindEventsManagement:
 		return h.openEventsManagement(addr, a)

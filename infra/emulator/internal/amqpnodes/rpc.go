@@ -14,8 +14,8 @@ const (
 	// maxRequest is the largest request, in bytes, to the nodes that need no
 	// claim. Tokens have a few thousand at most.
 	maxRequest = 64 << 10
-	// maxEcho is the largest message ID or reply address of a request: a reply
-	// repeats them. maxDescription is the longest description in a reply.
+	// maxEcho is the largest message ID or reply address of a request, which a
+	// reply repeats, and of the links for replies. maxDescription is the longest description in a reply.
 	maxEcho        = 1 << 10
 	maxDescription = 1 << 10
 )
@@ -42,6 +42,10 @@ type replySource struct {
 // openReplies opens the receiving half of a request-response pair. Who may get
 // replies is decided on the other half.
 func (h *handler) openReplies(addr address, a *amqpserver.Attach) (amqpserver.Source, error) {
+	if len(a.PeerAddress) > maxEcho || len(addr.path) > maxEcho {
+		return nil, amqp.Errorf(amqp.CondInvalidField, "an address of the link has more than %d bytes", maxEcho)
+	}
+	h.expectProof()
 	// The clients neither settle replies nor get credit for them again unless
 	// they come settled, whatever mode they ask for.
 	a.Settled = true

@@ -3,6 +3,7 @@ package amqpserver_test
 import (
 	"fmt"
 	"math"
+	"strings"
 	"testing"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
@@ -124,4 +125,17 @@ func TestDispositionOfBillions(t *testing.T) {
 			t.Errorf("disposition of %d, want %d", d.First, id)
 		}
 	}
+}
+
+func TestLinkNameThatIsTooLong(t *testing.T) {
+	t.Parallel()
+	r := newRaw(t, nodes{"q": newNode()})
+	r.begin()
+	name := strings.Repeat("n", 1024)
+	r.send(&amqp.Attach{Name: name, Role: amqp.RoleReceiver, Source: &amqp.Source{Address: "q"}})
+	if a := expect[*amqp.Attach](r); a.Name != name || a.Source == nil {
+		t.Errorf("attach: %+v", a)
+	}
+	r.send(&amqp.Attach{Name: name + "n", Handle: 1, Role: amqp.RoleReceiver, Source: &amqp.Source{Address: "q"}})
+	wantReason(t, expect[*amqp.End](r).Error, amqp.CondInvalidField)
 }

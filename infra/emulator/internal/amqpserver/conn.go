@@ -26,6 +26,8 @@ const (
 	// maxLinks is as many as Service Bus has concurrent receive requests for an
 	// entity (Service Bus docs: "Service Bus quotas").
 	maxLinks = 5000
+	// maxName is the longest name of a link in bytes.
+	maxName = 1 << 10
 	// maxBuffered is how many bytes of incomplete messages are kept.
 	maxBuffered = 32 << 20
 )

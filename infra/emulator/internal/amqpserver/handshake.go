@@ -17,6 +17,9 @@ import (
 // errRefused ends a handshake after the peer was told why.
 var errRefused = errors.New("refused")
 
+// minBeat keeps a peer that can't wait from having the server do nothing else.
+const minBeat = 50 * time.Millisecond
+
 // SASL mechanisms (RFC 4505, RFC 4616, RFC 4422 appendix A).
 const (
 	mechAnonymous amqp.Symbol = "ANONYMOUS"
@@ -85,7 +88,7 @@ func (c *conn) open(peer *Peer) error {
 	c.frameSize = min(o.MaxFrameSize, c.opts.MaxFrameSize)
 	if o.IdleTimeout > 0 {
 		c.beat = min(c.beat, time.Duration(o.IdleTimeout)*time.Millisecond/2)
-		c.beat = max(c.beat, time.Millisecond)
+		c.beat = max(c.beat, minBeat)
 	}
 	peer.ContainerID, peer.Hostname, peer.Properties = o.ContainerID, o.Hostname, o.Properties
 	peer.Certificates = PeerCertificates(c.nc)

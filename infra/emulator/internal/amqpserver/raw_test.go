@@ -726,6 +726,7 @@ func TestHeartbeats(t *testing.T) {
 		"go-amqp":         {30_000, 15 * time.Second},
 		"no idle timeout": {0, 15 * time.Second},
 		"impatient":       {4_000, 2 * time.Second},
+		"unreasonable":    {1, 50 * time.Millisecond},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -149,6 +149,9 @@ func (s *session) state() *amqp.Flow {
 // attach begins the attach of a link; the handler decides on it in a goroutine
 // of its own.
 func (s *session) attach(ctx context.Context, a *amqp.Attach) *amqp.Error {
+	if len(a.Name) > maxName {
+		return amqp.Errorf(amqp.CondInvalidField, "the name of a link has %d bytes of at most %d", len(a.Name), maxName)
+	}
 	l := newLink(s, a)
 	// A name that the session uses in the same direction is taken over (§2.6.1).
 	if old := s.conn.names[l.key()]; old != nil {

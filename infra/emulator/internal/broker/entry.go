@@ -28,7 +28,8 @@ type entry struct {
 	scheduled       time.Time
 	expires         time.Time
 	source          string // where it was dead-lettered
-	size            int
+	size            int    // for limits on the message
+	weight          int    // for limits on the queue
 	count           uint32 // deliveries that count
 	deferred        bool
 	waiting         bool // for its scheduled time
@@ -43,6 +44,9 @@ type entry struct {
 	readyIndex      int       // place in the heap, -1 when not in it
 	deadlineIndex   int
 }
+
+// measure is called when the message has changed.
+func (e *entry) measure() { e.size, e.weight = MessageSize(e.msg), weight(e.msg) }
 
 func (e *entry) delivery() *Delivery {
 	d := &Delivery{
@@ -88,7 +92,7 @@ func decodeEntry(seq int64, b []byte) (*entry, error) {
 	e.expires = d.time()
 	e.source = d.string()
 	e.msg = d.message()
-	e.size = MessageSize(e.msg)
+	e.measure()
 	return e, d.err
 }
 

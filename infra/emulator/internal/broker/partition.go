@@ -33,15 +33,15 @@ type Event struct {
 type slot struct {
 	seq     int64
 	offset  int64
-	size    int64 // of the message, as limits count it
 	at      time.Time
 	key     string
 	message []byte // encoded; nil when the transaction was aborted
 	ready   bool   // durable, or aborted
 }
 
-// bytes is what counts against the partition's limit.
-func (s *slot) bytes() int64 { return s.size + eventOverhead }
+// bytes is what counts against the partition's limit. The encoding may be much
+// longer than the message's size: a list of nothing has none.
+func (s *slot) bytes() int64 { return int64(len(s.message)) + eventOverhead }
 
 func (s *slot) event() (*Event, error) {
 	e := &Event{
@@ -57,7 +57,7 @@ func (s *slot) event() (*Event, error) {
 // encode encodes the message into the slot, and returns the slot's record, of
 // which it is the end.
 func (s *slot) encode(m *amqp.Message) ([]byte, error) {
-	enc := make(encoder, 0, s.size+recordRoom)
+	enc := make(encoder, 0, MessageSize(m)+recordRoom)
 	enc.int(s.offset)
 	enc.time(s.at)
 	enc.string(s.key)
@@ -77,7 +77,7 @@ func decodeSlot(seq int64, record []byte) (slot, error) {
 	d := decoder{rest: record}
 	s := slot{seq: seq, offset: d.int(), at: d.time(), key: d.string(), ready: true}
 	s.message = d.rest
-	s.size = int64(MessageSize(d.message()))
+	d.message() // says whether it can be read
 	return s, d.err
 }
 
@@ -179,7 +179,7 @@ func (p *partition) stage(tx *Tx, key string, msgs []*amqp.Message) error {
 	first := len(p.slots)
 	nextSeq, nextOffset := p.nextSeq, p.nextOffset
 	for _, m := range msgs {
-		e := slot{seq: nextSeq, offset: nextOffset, size: int64(MessageSize(m)), at: now, key: key}
+		e := slot{seq: nextSeq, offset: nextOffset, at: now, key: key}
 		if err := p.stageRecord(tx, &e, m); err != nil {
 			clear(p.slots[first:])
 			p.slots = p.slots[:first]

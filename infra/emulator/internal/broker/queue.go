@@ -195,7 +195,7 @@ func (q *Queue) loadRecord(suffix string, value []byte) error {
 		e, err := decodeEntry(seq, value)
 		if err == nil {
 			q.entries[seq] = e
-			q.bytes += int64(e.size)
+			q.bytes += int64(e.weight)
 		}
 		return err
 	}
@@ -472,7 +472,7 @@ func (q *Queue) finish(tx *Tx, e *entry, cause Cause, reason, description string
 func (q *Queue) forget(e *entry) {
 	if q.entries[e.seq] == e {
 		delete(q.entries, e.seq)
-		q.bytes -= int64(e.size)
+		q.bytes -= int64(e.weight)
 	}
 }
 
@@ -502,7 +502,7 @@ func (q *Queue) toDeadLetter(tx *Tx, e *entry, reason, description string) {
 func (q *Queue) stageMoved(tx *Tx, e *entry) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	e.size = MessageSize(e.msg)
+	e.measure()
 	e.readyIndex, e.deadlineIndex = -1, -1
 	_ = q.addEntry(tx, e)
 	q.recordLast(tx)

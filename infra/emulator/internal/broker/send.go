@@ -126,7 +126,8 @@ func sequenceNumbers(msgs []*amqp.Message, entries []*entry) []int64 {
 }
 
 func (q *Queue) newEntry(m *amqp.Message, at, now time.Time) *entry {
-	e := &entry{msg: m, enqueued: now, size: MessageSize(m), readyIndex: -1, deadlineIndex: -1}
+	e := &entry{msg: m, enqueued: now, readyIndex: -1, deadlineIndex: -1}
+	e.measure()
 	if at.IsZero() {
 		at = scheduledTime(m)
 	}
@@ -183,7 +184,7 @@ func (q *Queue) recordLast(tx *Tx) {
 func (q *Queue) checkRoom(entries []*entry) error {
 	var size int64
 	for _, e := range entries {
-		size += int64(e.size)
+		size += int64(e.weight)
 	}
 	if n := q.opts.MaxMessages; n > 0 && len(q.entries)+len(entries) > n {
 		return fmt.Errorf("queue %s: %w: it holds %d messages of at most %d", q.name, ErrFull, len(q.entries), n)
@@ -209,7 +210,7 @@ func (q *Queue) addEntry(tx *Tx, e *entry) error {
 	}
 	q.last, e.seq = seq, seq
 	q.entries[seq] = e
-	q.bytes += int64(e.size)
+	q.bytes += int64(e.weight)
 	return nil
 }
 

@@ -131,16 +131,16 @@ func (q *Queue) modify(tx *Tx, e *entry, s Settlement) error {
 	}
 	before := *e
 	e.msg = withProperties(e.msg, s.Properties)
-	e.size = MessageSize(e.msg)
+	e.measure()
 	record, err := e.record()
 	if err == nil {
 		err = checkProperties(e.msg)
 	}
 	if err != nil {
-		e.msg, e.size = before.msg, before.size
+		e.msg, e.size, e.weight = before.msg, before.size, before.weight
 		return fmt.Errorf("queue %s: %w", q.name, err)
 	}
-	q.bytes += int64(e.size - before.size)
+	q.bytes += int64(e.weight - before.weight)
 	tx.put(q.prefix, keyMessage, e.seq, record)
 	return nil
 }

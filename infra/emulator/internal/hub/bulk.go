@@ -94,7 +94,7 @@ func (h *Hub) Bulk(ctx context.Context, items []BulkItem) (BulkResult, error) {
 		return BulkResult{}, err
 	}
 	if len(items) > MaxBulkItems {
-		return BulkResult{}, refuse(CodeTooManyDevices, "the request names %d identities of at most %d", len(items), MaxBulkItems)
+		return BulkResult{}, refuse(CodeTooManyDevices, "the request names more than %d identities", MaxBulkItems)
 	}
 	outcomes := make([]error, len(items))
 	var wg sync.WaitGroup

@@ -191,7 +191,18 @@ func (p *parser) array() (expression, error) {
 	if err != nil {
 		return nil, err
 	}
-	return list(elements), p.expect("]")
+	return newList(elements), p.expect("]")
+}
+
+// newList returns an array, already evaluated if it has constants only: it may be
+// long, and is looked at for each document.
+func newList(elements []expression) expression {
+	for _, e := range elements {
+		if _, ok := e.(constant); !ok {
+			return list(elements)
+		}
+	}
+	return constant(list(elements).eval(nil))
 }
 
 // keyword reports whether the token can't be a property.

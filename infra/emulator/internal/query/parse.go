@@ -10,10 +10,11 @@ import (
 )
 
 // Bounds. The first is the cloud's (IoT Hub docs: "Queries for IoT Hub device and
-// module twins", Twin query limitations), the second our own.
+// module twins", Twin query limitations), the others our own.
 const (
 	maxLength = 8192 // characters
 	maxDepth  = 100  // brackets in brackets
+	maxItems  = 100  // of SELECT, and of GROUP BY
 )
 
 // fields are the fields of a twin whose names a query may write in any case; those
@@ -115,7 +116,9 @@ func (p *parser) selectClause(q *Query) error {
 		if err != nil {
 			return err
 		}
-		q.items = append(q.items, i)
+		if q.items = append(q.items, i); len(q.items) > maxItems {
+			return &Error{Position: i.pos, Reason: fmt.Sprintf("more than %d items after SELECT", maxItems)}
+		}
 		if ok, err := p.accept(","); !ok || err != nil {
 			return err
 		}
@@ -221,7 +224,9 @@ func (p *parser) groupByClause(q *Query) error {
 		if p.tok.kind != word {
 			return p.expected("a property")
 		}
-		q.groupBy = append(q.groupBy, p.tok.path)
+		if q.groupBy = append(q.groupBy, p.tok.path); len(q.groupBy) > maxItems {
+			return &Error{Position: p.tok.pos, Reason: fmt.Sprintf("more than %d properties after GROUP BY", maxItems)}
+		}
 		if err := p.advance(); err != nil {
 			return err
 		}

@@ -468,3 +468,26 @@ func ExampleParse() {
 	fmt.Println(err)
 	// Output: at character 51: a property or value is expected and not =
 }
+
+// TestBombs makes sure that a short text can't ask for too much. It is not parallel
+// because it counts allocations.
+func TestBombs(t *testing.T) {
+	for name, text := range map[string]string{
+		"items":  "SELECT " + strings.Repeat("COUNT(), ", 100) + "COUNT() FROM devices",
+		"groups": "SELECT COUNT() FROM devices GROUP BY " + strings.Repeat("deviceId, ", 100) + "deviceId",
+	} {
+		var syntax *query.Error
+		if _, err := query.Parse(text); !errors.As(err, &syntax) || !strings.Contains(syntax.Reason, "more than 100") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// Constants are looked at once, and not for each document.
+	q, err := query.Parse("SELECT * FROM devices WHERE deviceId IN [" + strings.Repeat("1, ", 2000) + "['x'], 'y']")
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc := parseDocument(t, example)
+	if n := testing.AllocsPerRun(10, func() { q.Matches(doc) }); n > 100 {
+		t.Errorf("%v allocations for each document", n)
+	}
+}

@@ -55,6 +55,18 @@ func (t Tier) MaxUnits() int {
 	return 200
 }
 
+// MaxJobs is how many scheduled jobs may be under way at a time (the page's table
+// "Other limits").
+func (t Tier) MaxJobs() int {
+	switch t {
+	case S2:
+		return 5
+	case S3:
+		return 10
+	}
+	return 1
+}
+
 // basic reports whether the tier lacks what only the standard tiers have.
 func (t Tier) basic() bool { return t == B1 || t == B2 || t == B3 }
 

@@ -3,6 +3,7 @@ package rest
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 
@@ -42,7 +43,11 @@ func readJSON(r request, limit int, v any) error {
 	var wrongType *json.UnmarshalTypeError
 	switch {
 	case errors.As(err, &wrongType):
-		return refuse(hub.CodeFormatError, "field %q of the body can't be a %s", wrongType.Field, wrongType.Value)
+		part := "the body"
+		if wrongType.Field != "" {
+			part = fmt.Sprintf("field %q of the body", wrongType.Field)
+		}
+		return refuse(hub.CodeFormatError, "%s can't be a %s", part, wrongType.Value)
 	case err != nil:
 		return refuse(hub.CodeFormatError, "the body is not JSON")
 	}

@@ -1,6 +1,7 @@
 package rest_test
 
 import (
+	"runtime"
 	"strings"
 	"testing"
 
@@ -33,4 +34,18 @@ func TestBulk(t *testing.T) {
 	tooMany := "[" + strings.Repeat(`{"id":"x","importMode":"create"},`, 100) + `{"id":"y","importMode":"create"}]`
 	expectFailure(t, f.call("POST", "/devices", tooMany), hub.CodeTooManyDevices)
 	expectFailure(t, f.call("POST", "/devices", `{"id":"x"}`), hub.CodeFormatError)
+}
+
+// Not parallel: it measures what the whole process allocates.
+func TestBulkOfManyNothings(t *testing.T) {
+	f := newFixture(t)
+	const n = 200_000
+	body := "[" + strings.Repeat("{},", n) + "{}]"
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	expectFailure(t, f.call("POST", "/devices", body), hub.CodeTooManyDevices)
+	runtime.ReadMemStats(&after)
+	if got, limit := after.TotalAlloc-before.TotalAlloc, uint64(16*len(body)); got > limit {
+		t.Errorf("%d bytes allocated for a body of %d", got, len(body))
+	}
 }

@@ -1,8 +1,11 @@
 package rest
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -81,10 +84,30 @@ func identity(id hub.Identity, err error) (response, error) {
 	return response{header: etag(id.ETag), body: id}, err
 }
 
+// bulkItems are decoded up to one more than there may be: a body has room for
+// millions that say next to nothing.
+type bulkItems []hub.BulkItem
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (items *bulkItems) UnmarshalJSON(text []byte) error {
+	d := json.NewDecoder(bytes.NewReader(text))
+	if first, err := d.Token(); err != nil || first != json.Delim('[') {
+		return errors.Join(err, &json.UnmarshalTypeError{Value: "value other than an array"})
+	}
+	for d.More() && len(*items) <= hub.MaxBulkItems {
+		var i hub.BulkItem
+		if err := d.Decode(&i); err != nil {
+			return err
+		}
+		*items = append(*items, i)
+	}
+	return nil
+}
+
 // bulk answers with what became of each item, as a success or as a failure of
 // the whole.
 func (h *Handler) bulk(ctx context.Context, r request) (response, error) {
-	var items []hub.BulkItem
+	var items bulkItems
 	if err := readJSON(r, maxBulk, &items); err != nil {
 		return response{}, err
 	}

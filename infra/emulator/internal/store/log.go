@@ -25,7 +25,7 @@ const (
 	// segmentStep is how much longer a segment is made at a time, and how much
 	// of it is kept free for the next batch. A file that was cut off is thereby
 	// shorter than its last batch says.
-	segmentStep = 256 << 10
+	segmentStep = 1 << 20
 	// sectorSize is what a disk writes as a whole or not at all.
 	sectorSize = 512
 	// recordStart keeps the header in a sector of its own.

@@ -20,6 +20,7 @@ const (
 	maxKeyLength      = 1 << 10
 	maxStringLength   = 4 << 10
 	maxDepth          = 10
+	maxTextSize       = 512 << 10 // of a write in JSON; our own, before it is decoded
 	minInteger        = -1 << 52
 	maxInteger        = 1<<52 - 1
 )
@@ -79,6 +80,9 @@ func limit(p *path, format string, args ...any) error {
 
 // read decodes a section, which must be an object.
 func read(section string, text []byte) (object, error) {
+	if len(text) > maxTextSize {
+		return nil, limit(&path{name: section}, "has %d bytes of JSON of at most %d", len(text), maxTextSize)
+	}
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.UseNumber()
 	var value any
