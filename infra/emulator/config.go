@@ -110,9 +110,9 @@ type Hub struct {
 	// the roots of devices that authenticate by certificate authority.
 	DeviceCertificateAuthorities []string
 
-	line     int
-	tierLine int
-	caLines  []int // of DeviceCertificateAuthorities, if read from a file
+	line                int
+	tierLine, unitsLine int
+	caLines             []int // of DeviceCertificateAuthorities, if read from a file
 }
 
 // units returns the number of units, filled in.
@@ -359,19 +359,19 @@ func (c *checker) hub(cfg *Config) {
 }
 
 func (c *checker) tier(h Hub) {
-	line := cmp.Or(h.tierLine, h.line)
+	unitsLine := cmp.Or(h.unitsLine, h.tierLine, h.line)
 	if h.Tier == "" {
 		if h.Units != 0 {
-			c.refuse(line, "the hub has %d units of no tier", h.Units)
+			c.refuse(unitsLine, "Units is %d, but there is no Tier", h.Units)
 		}
 		return
 	}
 	tier, err := quota.ParseTier(h.Tier)
 	switch {
 	case err != nil:
-		c.refuse(line, "%v", err)
+		c.refuse(cmp.Or(h.tierLine, h.line), "%v", err)
 	case h.units() < 1 || h.units() > tier.MaxUnits():
-		c.refuse(line, "a hub of tier %s has 1 to %d units, not %d", tier, tier.MaxUnits(), h.Units)
+		c.refuse(unitsLine, "Units is %d and must be from 1 to %d for tier %s", h.Units, tier.MaxUnits(), tier)
 	}
 }
 

@@ -252,10 +252,11 @@ func (cfg *Config) readTier(s *configtree.Section) {
 	h := &cfg.Hub
 	h.Tier = s.Text("Tier")
 	h.Units = s.Int("Units", 1, maxUnits)
-	for _, name := range []string{"Units", "Tier"} {
-		if n := s.Get(name); n != nil {
-			h.tierLine = n.Line()
-		}
+	if n := s.Get("Tier"); n != nil {
+		h.tierLine = n.Line()
+	}
+	if n := s.Get("Units"); n != nil {
+		h.unitsLine = n.Line()
 	}
 }
 

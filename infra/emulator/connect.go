@@ -2,6 +2,7 @@ package emulator
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -123,6 +124,16 @@ func (e *Emulator) PolicyConnectionString(policy string) (string, error) {
 	return fmt.Sprintf("HostName=%s;SharedAccessKeyName=%s;SharedAccessKey=%s", e.opts.HubName, policy, p.Keys.Primary), nil
 }
 
+// AddDevice registers a device with generated keys, as a client of the registry
+// does, and returns its connection string. It is an error if there is one of that
+// ID.
+func (e *Emulator) AddDevice(ctx context.Context, deviceID string) (connectionString string, err error) {
+	if _, err := e.hub.CreateDevice(ctx, hub.Identity{DeviceID: deviceID}); err != nil {
+		return "", fmt.Errorf("add device %q: %w", deviceID, err)
+	}
+	return e.DeviceConnectionString(deviceID)
+}
+
 // DeviceConnectionString is that of a device which is registered and has keys.
 func (e *Emulator) DeviceConnectionString(deviceID string) (string, error) {
 	d, err := e.hub.Device(deviceID)
@@ -161,8 +172,8 @@ func (e *Emulator) EventsName() string { return e.opts.eventsName() }
 // v2.0 take for an emulator: internal/exported/connection_string_parser.go.
 func (e *Emulator) endpoint(policy, key string) string {
 	addr := e.AMQPAddr()
-	// Of all loopback addresses, only these two have that name.
-	if host, port, err := net.SplitHostPort(addr); err == nil && (host == "127.0.0.1" || host == "::1") {
+	// The other loopback addresses, ::1 among them, don't have this name everywhere.
+	if host, port, err := net.SplitHostPort(addr); err == nil && host == "127.0.0.1" {
 		addr = net.JoinHostPort("localhost", port)
 	}
 	return fmt.Sprintf("Endpoint=sb://%s;SharedAccessKeyName=%s;SharedAccessKey=%s;UseDevelopmentEmulator=true", addr, policy, key)

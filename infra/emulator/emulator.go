@@ -201,7 +201,6 @@ func (e *Emulator) openGate(opts *hub.Options) error {
 	if e.quota, err = quota.Open(e.store, tier, h.units()); err != nil {
 		return err
 	}
-	e.onClose(func() error { e.quota.Close(); return nil })
 	opts.Gate, opts.Meter = hub.Gates{e.faults, e.quota}, e.quota
 	return nil
 }

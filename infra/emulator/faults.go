@@ -11,7 +11,7 @@ import (
 //	Protocol     string         mqtt, amqp or https: which connections
 //	Device       string         device ID, * for any characters
 //	Operation    string         connect, d2c, c2d, c2d-receive, registry, method, twin-read, twin-update,
-//	                            query, job, file-upload, configuration; on entities send, receive
+//	                            query, job; on entities send, receive
 //	Entity       string         queue, topic, topic/Subscriptions/name or event hub, * for any characters
 //	After        time.Duration  time until it begins
 //	Bytes        int64          bytes until a connection is cut

@@ -16,6 +16,7 @@ import (
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/fault"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/mqtt"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/netconn"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/rest"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/sas"
 )
@@ -127,11 +128,9 @@ func (s socket) NetConn() net.Conn { return s.below.NetConn() }
 
 // faulty returns the connection of a request that is subject to faults, or nil.
 func faulty(ctx context.Context) *fault.Conn {
-	if below, ok := ctx.Value(connKey{}).(*tls.Conn); ok {
-		c, _ := below.NetConn().(*fault.Conn)
-		return c
-	}
-	return nil
+	nc, _ := ctx.Value(connKey{}).(net.Conn)
+	c, _ := netconn.As[*fault.Conn](nc)
+	return c
 }
 
 // identify tells whose connection that of a request is.

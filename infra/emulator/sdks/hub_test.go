@@ -46,7 +46,7 @@ func startHub(t *testing.T) hub {
 	t.Helper()
 	files := t.TempDir()
 	authorities := x509.NewCertPool()
-	authorities.AddCert(deviceCertificates(t, files).cert)
+	authorities.AddCert(deviceCertificates(t, files).Leaf)
 	const attempts = 3 // an address may be taken
 	for range attempts {
 		ip := fmt.Sprintf("127.%d.%d.%d", 64+rand.IntN(128), rand.IntN(256), 1+rand.IntN(254))

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -13,12 +12,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
 	"go.uber.org/goleak"
 )
 
@@ -27,7 +25,9 @@ func TestMain(m *testing.M) {
 		main()
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	// azeventhubs v2.0.2 forgets the goroutine that renews the token of a link.
+	const renewer = "github.com/Azure/azure-sdk-for-go/sdk/messaging/azeventhubs/v2/internal.(*Namespace).startNegotiateClaimRenewer.func3"
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction(renewer))
 }
 
 // testTimeout bounds every wait of a test, so that a hang becomes a failure.
@@ -156,19 +156,19 @@ func TestFailures(t *testing.T) {
 			args: append(freePorts, "--mqtts-addr", taken.Addr().String()),
 			want: "can't listen on " + taken.Addr().String() + ": bind: address already in use; choose another address with --mqtts-addr, such as --mqtts-addr 127.0.0.1:0 for a free port",
 		},
-		"configuration":         {args: []string{"--config", config}, want: config + `:2: tier "S9" is none of [F1 S1 S2 S3 B1 B2 B3]`},
+		"configuration":         {args: []string{"--config", config}, want: config + `:2: tier is "S9" and must be F1, S1, S2, S3, B1, B2 or B3`},
 		"no configuration":      {args: []string{"--config", "missing"}, want: "read configuration: open missing: no such file or directory"},
 		"unknown flag":          {args: []string{"--color"}, want: "flag provided but not defined: -color; see --help"},
 		"argument":              {args: []string{"data"}, want: `unexpected argument "data"; see --help`},
 		"feedback interval":     {args: []string{"--feedback-interval", "soon"}, want: `--feedback-interval is "soon" and must be a duration such as 500ms or 15s`},
-		"tier":                  {args: []string{"--tier", "S9"}, want: `--tier: tier "S9" is none of [F1 S1 S2 S3 B1 B2 B3]`},
+		"tier":                  {args: []string{"--tier", "S9"}, want: `--tier: tier is "S9" and must be F1, S1, S2, S3, B1, B2 or B3`},
 		"units without a tier":  {args: []string{"--units", "2"}, want: "--units needs --tier"},
 		"too many units":        {args: []string{"--tier", "F1", "--units", "2"}, want: `--units is "2" and must be a number from 1 to 1 for tier F1`},
 		"units in words":        {env: map[string]string{"IOTHUB_EMULATOR_TIER": "s1", "IOTHUB_EMULATOR_UNITS": "two"}, want: `--units is "two" and must be a number from 1 to 200 for tier S1`},
 		"fault":                 {args: []string{"--fault", "cut", "--fault", "refuse,operation=c2d"}, want: "--fault refuse,operation=c2d: invalid fault: refuse needs a code such as 429; see --help"},
 		"fault in environment":  {env: map[string]string{"IOTHUB_EMULATOR_FAULT": "cut;explode,after=1s"}, want: `--fault explode,after=1s: invalid fault: kind is "explode" and must be cut, delay, half-open, duplicate, refuse, expire-locks or disconnect; see --help`},
 		"control for everybody": {args: []string{"--control-addr", "0.0.0.0:0"}, want: `control address "0.0.0.0:0" is not of the loopback interface, such as 127.0.0.1:9000`},
-		"no device CA":          {args: append(freePorts, "--device-ca", "missing.pem"), want: "configuration: device certificate authority: open missing.pem: no such file or directory"},
+		"no device CA":          {args: append(freePorts, "--device-ca", "missing.pem"), want: "--device-ca: open missing.pem: no such file or directory"},
 		"output":                {args: []string{"--output", "xml"}, want: `--output is "xml" and must be text or json`},
 		"keys":                  {args: []string{"--show-keys", "some"}, want: `--show-keys is "some" and must be true, false or auto`},
 		"log level":             {args: []string{"--log-level", "loud"}, want: `--log-level is "loud" and must be debug, info, warn or error`},
@@ -326,9 +326,9 @@ func TestFlagsReachTheEmulator(t *testing.T) {
 }
 
 // command starts the command as a process of its own.
-func command(t *testing.T, dir string) (*exec.Cmd, map[string]string) {
+func command(t *testing.T, dir string, args ...string) (*exec.Cmd, map[string]string) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), os.Args[0], append(freePorts, "--data-dir", dir)...)
+	cmd := exec.CommandContext(t.Context(), os.Args[0], slices.Concat(freePorts, []string{"--data-dir", dir}, args)...)
 	cmd.Env = append(os.Environ(), "RUN_THE_COMMAND=1")
 	cmd.Stderr = os.Stderr
 	stdout, err := cmd.StdoutPipe()
@@ -344,133 +344,4 @@ func command(t *testing.T, dir string) (*exec.Cmd, map[string]string) {
 		t.Fatal("no ready line")
 	}
 	return cmd, settings(t, ready[1])
-}
-
-func serviceBus(t *testing.T, env map[string]string) *azservicebus.Client {
-	t.Helper()
-	client, err := azservicebus.NewClientFromConnectionString(env["SERVICEBUS_CONNECTION_STRING"], &azservicebus.ClientOptions{
-		RetryOptions: azservicebus.RetryOptions{MaxRetries: -1}, // an emulator that is killed doesn't come back
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = client.Close(context.WithoutCancel(t.Context())) })
-	return client
-}
-
-// ledger is what clients know of the fate of messages, by body.
-type ledger struct {
-	mu                      sync.Mutex
-	sent, settling, settled map[string]bool
-	enough                  chan struct{} // closed when so many are sent
-	wanted                  int
-}
-
-func (l *ledger) add(to map[string]bool, body string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	to[body] = true
-	if len(l.sent) == l.wanted && l.enough != nil {
-		close(l.enough)
-		l.enough = nil
-	}
-}
-
-// send sends messages until ctx ends or the emulator does.
-func (l *ledger) send(ctx context.Context, sender *azservicebus.Sender, prefix string) {
-	for i := 0; ; i++ {
-		body := fmt.Sprint(prefix, i)
-		if err := sender.SendMessage(ctx, &azservicebus.Message{Body: []byte(body)}, nil); err != nil {
-			return
-		}
-		l.add(l.sent, body)
-	}
-}
-
-// settle completes every other message that it receives.
-func (l *ledger) settle(ctx context.Context, receiver *azservicebus.Receiver) {
-	for {
-		msgs, err := receiver.ReceiveMessages(ctx, 2, nil)
-		if err != nil || len(msgs) == 0 { // none when the connection is lost
-			return
-		}
-		body := string(msgs[0].Body)
-		l.add(l.settling, body)
-		if err := receiver.CompleteMessage(ctx, msgs[0], nil); err != nil {
-			return
-		}
-		l.add(l.settled, body)
-	}
-}
-
-// work uses the emulator from several connections at once and kills it in the
-// middle.
-func (l *ledger) work(t *testing.T, dir, round string, kill int) {
-	t.Helper()
-	cmd, env := command(t, dir)
-	ctx, cancel := context.WithCancel(testContext(t))
-	defer cancel()
-	enough := make(chan struct{})
-	l.mu.Lock()
-	l.enough, l.wanted = enough, len(l.sent)+kill
-	l.mu.Unlock()
-	var clients sync.WaitGroup
-	for i := range 6 {
-		client := serviceBus(t, env)
-		sender, err := client.NewSender("device-messages", nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		receiver, err := client.NewReceiverForQueue("device-messages", nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		clients.Go(func() { l.send(ctx, sender, fmt.Sprint(round, "/", i, "/")) })
-		clients.Go(func() { l.settle(ctx, receiver) })
-	}
-	select {
-	case <-enough:
-	case <-ctx.Done():
-		t.Fatal("not enough messages were sent")
-	}
-	if err := cmd.Process.Kill(); err != nil { // SIGKILL
-		t.Fatal(err)
-	}
-	_ = cmd.Wait() // always "killed"
-	cancel()
-	clients.Wait()
-}
-
-// What the emulator has acknowledged holds after a kill at any moment: messages
-// that were sent are there, and messages that were completed are not.
-func TestKilledAtWork(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	l := &ledger{sent: make(map[string]bool), settling: make(map[string]bool), settled: make(map[string]bool)}
-	for round, kill := range []int{1, 40, 150, 90} {
-		l.work(t, dir, fmt.Sprint(round), kill)
-	}
-	_, env := command(t, dir)
-	receiver, err := serviceBus(t, env).NewReceiverForQueue("device-messages", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	missing := make(map[string]bool)
-	for body := range l.sent {
-		if !l.settling[body] { // else the answer may have been lost
-			missing[body] = true
-		}
-	}
-	for len(missing) > 0 {
-		msgs, err := receiver.ReceiveMessages(testContext(t), 100, nil)
-		if err != nil {
-			t.Fatalf("%d messages were sent and are not there: %v", len(missing), err)
-		}
-		for _, m := range msgs {
-			if l.settled[string(m.Body)] {
-				t.Errorf("%s was completed and is there again", m.Body)
-			}
-			delete(missing, string(m.Body))
-		}
-	}
 }

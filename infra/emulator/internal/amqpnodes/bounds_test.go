@@ -1,8 +1,6 @@
 package amqpnodes_test
 
 import (
-	"crypto/sha1"
-	"encoding/hex"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -12,6 +10,7 @@ import (
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/x509test"
 )
 
 // bad is a request to $cbs that is answered with a failure.
@@ -88,9 +87,7 @@ func TestAddressesOfRepliesAreShort(t *testing.T) {
 // anybody may have.
 func TestCertificateOfNobody(t *testing.T) {
 	t.Parallel()
-	own := newCertificate(t, "anybody", nil).Leaf
-	sum := sha1.Sum(own.Raw)
-	thumbprint := hex.EncodeToString(sum[:])
+	own := x509test.Issue(t, "anybody", nil)
 	for name, tt := range map[string]struct {
 		links []string
 		open  bool
@@ -104,10 +101,10 @@ func TestCertificateOfNobody(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				e := newCore(t, func(*hub.Options) {})
 				must[hub.Identity](t)(e.hub.CreateDevice(t.Context(), hub.Identity{
-					DeviceID: device, Authentication: hub.Authentication{X509Thumbprint: hub.X509Thumbprint{PrimaryThumbprint: &thumbprint}},
+					DeviceID: device, Authentication: hub.Authentication{X509Thumbprint: hub.X509Thumbprint{PrimaryThumbprint: x509test.Thumbprint(own)}},
 				}))
 				now := time.Now() // the bubble's time is another than the certificate's
-				inTime := *own
+				inTime := *own.Leaf
 				inTime.NotBefore, inTime.NotAfter = now.Add(-time.Hour), now.Add(time.Hour)
 				w := newWire(t, e, "", "", &inTime)
 				for i, link := range tt.links {

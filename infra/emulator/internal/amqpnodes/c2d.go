@@ -8,14 +8,13 @@ import (
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqpserver"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/broker"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
 )
 
-// Annotations of cloud-to-device messages (azure-iot-sdk-csharp,
-// MessageSystemPropertyNames.cs), beside annotSequenceNumber and annotLockToken.
-const (
-	annotHubEnqueuedTime  = "iothub-enqueuedtime"
-	annotHubDeliveryCount = "iothub-deliverycount"
-)
+// An annotation of cloud-to-device messages (azure-iot-sdk-csharp,
+// MessageSystemPropertyNames.cs), beside annotSequenceNumber, annotLockToken and
+// hub.PropertyEnqueuedTime.
+const annotHubDeliveryCount = "iothub-deliverycount"
 
 // openC2D gives a device its cloud-to-device messages. It has one such link at a
 // time, so that they keep their order.
@@ -55,7 +54,7 @@ func c2dMessage(d *broker.Delivery) *amqp.Message {
 	}
 	m.Annotations[annotSequenceNumber] = uint64(d.SequenceNumber)
 	m.Annotations[annotLockToken] = d.LockToken
-	m.Annotations[annotHubEnqueuedTime] = d.EnqueuedTime
+	m.Annotations[hub.PropertyEnqueuedTime] = d.EnqueuedTime
 	m.Annotations[annotHubDeliveryCount] = uint8(min(d.DeliveryCount, math.MaxUint8))
 	if len(m.Data) != 1 {
 		m.Data = [][]byte{m.Body()} // the SDKs read the first section only

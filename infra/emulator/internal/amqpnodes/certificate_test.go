@@ -1,49 +1,16 @@
 package amqpnodes_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/sha1"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/hex"
-	"math/big"
 	"net"
 	"testing"
-	"time"
 
 	client "github.com/Azure/go-amqp"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/x509test"
 )
-
-// newCertificate makes one, signed by a parent or by itself.
-func newCertificate(t *testing.T, name string, parent *tls.Certificate) *tls.Certificate {
-	t.Helper()
-	key := must[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
-	template := &x509.Certificate{
-		SerialNumber:          big.NewInt(1),
-		Subject:               pkix.Name{CommonName: name},
-		NotBefore:             time.Now().Add(-time.Hour),
-		NotAfter:              time.Now().Add(time.Hour),
-		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
-		IsCA:                  parent == nil,
-		BasicConstraintsValid: true,
-		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1)},
-	}
-	issuer, signer := template, any(key)
-	if parent != nil {
-		issuer, signer = parent.Leaf, parent.PrivateKey
-	}
-	der := must[[]byte](t)(x509.CreateCertificate(rand.Reader, template, issuer, key.Public(), signer))
-	return &tls.Certificate{
-		Certificate: [][]byte{der},
-		PrivateKey:  key,
-		Leaf:        must[*x509.Certificate](t)(x509.ParseCertificate(der)),
-	}
-}
 
 // dialTLS connects with a certificate, unless that is nil.
 func dialTLS(t *testing.T, addr string, own *tls.Certificate, sasl client.SASLType) (*client.Conn, error) {
@@ -61,18 +28,16 @@ func dialTLS(t *testing.T, addr string, own *tls.Certificate, sasl client.SASLTy
 
 func TestCertificates(t *testing.T) {
 	t.Parallel()
-	authority, stranger := newCertificate(t, "authority", nil), newCertificate(t, "stranger", nil)
-	selfSigned := newCertificate(t, "any name", nil)
+	authority, stranger := x509test.Issue(t, "authority", nil, x509test.AsCA), x509test.Issue(t, "stranger", nil, x509test.AsCA)
+	selfSigned := x509test.Issue(t, "any name", nil)
 	e := startWith(t, func(o *hub.Options) {
 		o.DeviceCAs = x509.NewCertPool()
 		o.DeviceCAs.AddCert(authority.Leaf)
 	})
 	l := must[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0"))
-	e.serve(t, tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{*newCertificate(t, "server", nil)}, ClientAuth: tls.RequestClientCert}))
-	sum := sha1.Sum(selfSigned.Leaf.Raw)
-	thumbprint := hex.EncodeToString(sum[:])
+	e.serve(t, tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{*x509test.Issue(t, "server", nil)}, ClientAuth: tls.RequestClientCert}))
 	for _, id := range []hub.Identity{
-		{DeviceID: "self-signed", Authentication: hub.Authentication{X509Thumbprint: hub.X509Thumbprint{PrimaryThumbprint: &thumbprint}}},
+		{DeviceID: "self-signed", Authentication: hub.Authentication{X509Thumbprint: hub.X509Thumbprint{PrimaryThumbprint: x509test.Thumbprint(selfSigned)}}},
 		{DeviceID: "signed", Authentication: hub.Authentication{Type: hub.AuthAuthority}},
 		{DeviceID: "by-key"},
 	} {
@@ -89,10 +54,10 @@ func TestCertificates(t *testing.T) {
 		"thumbprint, ANONYMOUS":   {selfSigned, anonymous, "self-signed", ""},
 		"thumbprint, no SASL":     {selfSigned, nil, "self-signed", ""},
 		"other thumbprint":        {stranger, external, "self-signed", client.ErrCondUnauthorizedAccess},
-		"authority, EXTERNAL":     {newCertificate(t, "signed", authority), external, "signed", ""},
-		"authority, no SASL":      {newCertificate(t, "signed", authority), nil, "signed", ""},
-		"authority, another name": {newCertificate(t, "by-key", authority), external, "signed", client.ErrCondUnauthorizedAccess},
-		"unknown authority":       {newCertificate(t, "signed", stranger), external, "signed", client.ErrCondUnauthorizedAccess},
+		"authority, EXTERNAL":     {x509test.Issue(t, "signed", authority), external, "signed", ""},
+		"authority, no SASL":      {x509test.Issue(t, "signed", authority), nil, "signed", ""},
+		"authority, another name": {x509test.Issue(t, "by-key", authority), external, "signed", client.ErrCondUnauthorizedAccess},
+		"unknown authority":       {x509test.Issue(t, "signed", stranger), external, "signed", client.ErrCondUnauthorizedAccess},
 		"device with a key":       {selfSigned, external, "by-key", client.ErrCondUnauthorizedAccess},
 		"no certificate":          {nil, anonymous, "self-signed", client.ErrCondUnauthorizedAccess},
 	} {

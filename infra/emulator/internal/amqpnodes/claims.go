@@ -167,13 +167,13 @@ func (h *handler) admit(path string, rights ...right) (*guard, error) {
 // or else by the certificate of the connection. It also says how the identity was
 // proved.
 func (h *handler) admitIdentity(t hub.Target) (*guard, hub.AuthMethod, error) {
-	path := identityPath(t)
+	path := t.Path()
 	if h.nodes.cfg.Hub == nil {
 		return nil, hub.AuthMethod{}, amqp.Errorf(amqp.CondNotFound, "no node %q: there is no hub here", path)
 	}
 	g, err := h.admit(path, deviceRights...)
 	if err == nil {
-		return g, g.last.authMethod(), nil
+		return g, hub.ByToken(g.last.claims), nil
 	}
 	if len(h.certificates) == 0 {
 		return nil, hub.AuthMethod{}, err
@@ -189,24 +189,6 @@ func (h *handler) admitIdentity(t hub.Target) (*guard, hub.AuthMethod, error) {
 // certified is a grant of a link whose certificate was verified. It is not one of
 // the connection's.
 func (n *Nodes) certified() grant { return grant{realm: n.realms[0], byKey: true} }
-
-// authMethod is what the hub says on messages about how the sender proved who it
-// is; the zero value stands for the identity's own key.
-func (g grant) authMethod() hub.AuthMethod {
-	if g.claims.Policy == "" {
-		return hub.AuthMethod{}
-	}
-	return hub.AuthMethod{Scope: "hub", Type: "sas"}
-}
-
-// identityPath is what a token for a device or module names behind the host.
-func identityPath(t hub.Target) string {
-	path := "devices/" + t.DeviceID
-	if t.ModuleID != "" {
-		path += "/modules/" + t.ModuleID
-	}
-	return path
-}
 
 // check looks for a claim when the one found last has expired.
 func (g *guard) check() error {
@@ -338,7 +320,7 @@ func (n *Nodes) plainDevice(name, token string) (any, error) {
 	t.DeviceID, t.ModuleID, _ = strings.Cut(name, "/")
 	for _, r := range n.realms {
 		if r.kind == hubRealm {
-			c, err := r.tokens.Verify(token, r.resource(identityPath(t)))
+			c, err := r.tokens.Verify(token, r.resource(t.Path()))
 			return tokenGrant(r, c), err
 		}
 	}

@@ -15,8 +15,9 @@ const (
 	// claim. Tokens have a few thousand at most.
 	maxRequest = 64 << 10
 	// maxEcho is the largest message ID or reply address of a request, which a
-	// reply repeats, and of the links for replies. maxDescription is the longest description in a reply.
-	maxEcho        = 1 << 10
+	// reply repeats, and of the links for replies.
+	maxEcho = 1 << 10
+	// maxDescription is the longest description in a reply.
 	maxDescription = 1 << 10
 )
 

@@ -51,31 +51,13 @@ func (t *deviceBound) Deliver(_ context.Context, in *amqpserver.Incoming) {
 	m := msgs[0]
 	target, err := boundFor(m.Properties)
 	if err == nil {
-		err = t.admitsC2D(target)
-	}
-	if err == nil {
 		err = flatten(m)
 	}
 	if err != nil {
 		in.Reject(err)
 		return
 	}
-	// amenzhinsky/iothub sends the zero time of Go when it means none.
-	if t := m.Properties.AbsoluteExpiryTime; t != nil && t.UnixMilli() <= 0 {
-		m.Properties.AbsoluteExpiryTime = nil
-	}
-	t.hub.SendC2DAsync(target.DeviceID, m, stored(in, hubError))
-}
-
-// admitsC2D refuses messages for modules, which a hub doesn't send them.
-func (t *deviceBound) admitsC2D(target hub.Target) error {
-	if target.ModuleID == "" {
-		return nil
-	}
-	if _, err := t.hub.GetModule(target); err != nil {
-		return hubError(err)
-	}
-	return amqp.Errorf(amqp.CondNotAllowed, "modules can't be sent cloud-to-device messages; send them to the device")
+	t.hub.SendC2DAsync(target, m, stored(in, hubError))
 }
 
 // boundFor returns what a message is for, from its property to:
@@ -109,7 +91,7 @@ func feedbackMessage(d *broker.Delivery) *amqp.Message {
 	if m.Annotations == nil {
 		m.Annotations = make(map[string]any, 3)
 	}
-	m.Annotations["iothub-enqueuedtime"] = d.EnqueuedTime
+	m.Annotations[hub.PropertyEnqueuedTime] = d.EnqueuedTime
 	m.Annotations[annotLockToken] = d.LockToken
 	m.Annotations[annotSequenceNumber] = d.SequenceNumber
 	return &m

@@ -12,15 +12,6 @@ import (
 // (azure-iot-sdk-csharp, AmqpIotConstants.cs).
 const propModel = "com.microsoft:model-id"
 
-// Annotations that a device may set on its messages (azure-iot-sdk-csharp,
-// AmqpIotMessageConverter.cs), and annotModel, which is what the hub makes of
-// propModel. The hub hands them on.
-const (
-	annotInterface = "iothub-interface-id"
-	annotComponent = "dt-subject"
-	annotModel     = "dt-dataschema"
-)
-
 // telemetryTarget takes device-to-cloud messages (IoT Hub docs: "Communicate with
 // your IoT hub by using the AMQP protocol").
 type telemetryTarget struct {
@@ -65,13 +56,13 @@ func (t *telemetryTarget) annotations(sent map[string]any) map[string]any {
 		}
 		kept[name] = value
 	}
-	for _, name := range []string{annotInterface, annotComponent} {
+	for _, name := range []string{hub.AnnotationInterface, hub.AnnotationComponent} {
 		if value, ok := sent[name].(string); ok {
 			keep(name, value)
 		}
 	}
 	if t.model != "" {
-		keep(annotModel, t.model)
+		keep(hub.AnnotationModel, t.model)
 	}
 	return kept
 }

@@ -1,9 +1,8 @@
 package amqpnodes
 
 import (
-	"net"
-
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/netconn"
 )
 
 // A listener may want to know whose connections are, and what they lead to: one
@@ -13,7 +12,7 @@ import (
 // tellPeer says that a device or module, which has proved who it is, uses the
 // connection.
 func (h *handler) tellPeer(t hub.Target) {
-	if c, ok := below[interface{ SetPeer(hub.Target) }](h.conn); ok {
+	if c, ok := netconn.As[interface{ SetPeer(hub.Target) }](h.conn); ok {
 		c.SetPeer(t)
 	}
 }
@@ -24,24 +23,7 @@ func (h *handler) tellEntity(addr address) {
 	if addr.entity == "" {
 		return
 	}
-	if c, ok := below[interface{ SetEntity(name string) }](h.conn); ok {
+	if c, ok := netconn.As[interface{ SetEntity(name string) }](h.conn); ok {
 		c.SetEntity(addr.entity)
 	}
-}
-
-// below finds the first of a connection and those that it wraps that has the
-// methods of T.
-func below[T any](nc net.Conn) (T, bool) {
-	for nc != nil {
-		if found, ok := nc.(T); ok {
-			return found, true
-		}
-		wrapper, ok := nc.(interface{ NetConn() net.Conn })
-		if !ok {
-			break
-		}
-		nc = wrapper.NetConn()
-	}
-	var none T
-	return none, false
 }

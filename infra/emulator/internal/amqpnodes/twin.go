@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqpserver"
@@ -121,7 +120,11 @@ func (t *twinRequests) run(ctx context.Context, m *amqp.Message) (*amqp.Message,
 		twin, err := t.session.ReadTwin()
 		return twinSuccess(twin), err
 	case "PATCH " + resourceReported:
-		version, err := t.session.UpdateReported(ctx, m.Body())
+		base, err := baseVersion(m)
+		if err != nil {
+			return nil, err
+		}
+		version, err := t.session.UpdateReported(ctx, m.Body(), base)
 		answer := twinSuccess(nil)
 		answer.Annotations[annotVersion] = version
 		return answer, err
@@ -131,10 +134,26 @@ func (t *twinRequests) run(ctx context.Context, m *amqp.Message) (*amqp.Message,
 		t.ignoreDesired()
 		return twinSuccess(nil), nil
 	}
-	return nil, &hub.Error{
-		Code:    hub.CodeInvalidOperation,
-		Message: "a twin has no operation " + shorten(operation) + " on the resource " + shorten(resource),
+	return nil, hub.Errorf(hub.CodeInvalidOperation, "a twin has no operation %s on the resource %s", shorten(operation), shorten(resource))
+}
+
+// baseVersion is the version that the reported properties must have for an update;
+// 0 if the device doesn't say, as only azure-iot-sdk-java does
+// (AmqpsTwinSenderLinkHandler.java, which writes an int).
+func baseVersion(m *amqp.Message) (int64, error) {
+	var version int64
+	switch v := m.Annotations[annotVersion].(type) {
+	case nil:
+		return 0, nil
+	case int32:
+		version = int64(v)
+	case int64:
+		version = v
 	}
+	if version < 1 {
+		return 0, hub.Errorf(hub.CodeArgumentInvalid, "the annotation %s is not a version", annotVersion)
+	}
+	return version, nil
 }
 
 // shorten keeps a text that a device sent from filling an answer.
@@ -153,12 +172,7 @@ func twinSuccess(body []byte) *amqp.Message {
 // twinFailure is the answer to a request that the hub refuses. The SDKs show the
 // body in their errors.
 func twinFailure(e *hub.Error) *amqp.Message {
-	body, err := json.Marshal(struct {
-		ErrorCode    int    `json:"errorCode"`
-		TrackingID   string `json:"trackingId"`
-		Message      string `json:"message"`
-		TimestampUTC string `json:"timestampUtc"`
-	}{int(e.Code), e.TrackingID, e.Message, time.Now().UTC().Format(time.RFC3339)})
+	body, err := json.Marshal(e.Body())
 	if err != nil {
 		body = []byte("{}") // a number and strings: it never fails
 	}
@@ -182,7 +196,7 @@ func (t *twinRequests) watchDesired() error {
 		})
 	})
 	if !served {
-		return &hub.Error{Code: hub.CodeInvalidOperation, Message: "the receiving link has gone"}
+		return hub.Errorf(hub.CodeInvalidOperation, "the receiving link has gone")
 	}
 	return nil
 }

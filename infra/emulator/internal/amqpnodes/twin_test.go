@@ -53,6 +53,29 @@ func (c *twinClient) do(operation, resource, body string) *client.Message {
 	return m
 }
 
+// TestReportedVersion has a device write its properties on condition that nobody
+// else has, as the IoT SDK for Java does.
+func TestReportedVersion(t *testing.T) {
+	t.Parallel()
+	c := start(t).twin(t, bare)
+	for _, tt := range []struct {
+		version any
+		status  int32
+	}{{int32(1), 200}, {int32(1), 412}, {int64(2), 200}, {nil, 200}, {int32(0), 400}, {"4", 400}} {
+		request := twinRequest("id", "PATCH", reported, `{"a":1}`)
+		request.Annotations["version"] = tt.version
+		if err := c.sender.Send(testContext(t), request, nil); err != nil {
+			t.Fatal(err)
+		}
+		if m := take(t, c.receiver); m.Annotations["status"] != tt.status {
+			t.Errorf("version %v: %v %s, want status %d", tt.version, m.Annotations, m.GetData(), tt.status)
+		}
+	}
+	if twin := c.read(); twin.Reported["$version"] != 4.0 {
+		t.Errorf("reported: %v", twin.Reported)
+	}
+}
+
 func (c *twinClient) mustDo(operation, resource, body string) *client.Message {
 	c.t.Helper()
 	m := c.do(operation, resource, body)

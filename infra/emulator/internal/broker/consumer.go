@@ -138,10 +138,11 @@ func (c *Consumer) Close() {
 		}
 	}
 	q.arm()
+	tx = q.submit(tx)
 	q.mu.Unlock()
 	q.passOn(c)
 	c.notify()
-	if !tx.empty() {
+	if tx != nil {
 		tx.CommitAsync(nil)
 	}
 }

@@ -1,8 +1,10 @@
 package broker
 
 import (
+	"fmt"
 	"slices"
 	"time"
+	"unicode/utf8"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/store"
@@ -14,6 +16,24 @@ type duplicates struct {
 	prefix string
 	until  map[string]time.Time
 	order  []string // as first seen; may hold IDs that were forgotten
+}
+
+// maxIDLength is how many characters a message ID may have (Service Bus, .NET API:
+// BrokeredMessage.MessageId). It is part of a key of the store, which takes no key
+// of any length.
+const maxIDLength = 128
+
+// check refuses messages whose ID can't be remembered.
+func (d *duplicates) check(name string, msgs []*amqp.Message) error {
+	if d.window == 0 {
+		return nil
+	}
+	for _, m := range msgs {
+		if n := utf8.RuneCountInString(messageID(m)); n > maxIDLength {
+			return fmt.Errorf("send to %s: %w: a message ID has %d characters of at most %d", name, ErrNotAllowed, n, maxIDLength)
+		}
+	}
+	return nil
 }
 
 // filter returns the messages whose ID is new, and adds their IDs to the

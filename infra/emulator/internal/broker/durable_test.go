@@ -1,8 +1,10 @@
 package broker_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -106,7 +108,7 @@ func TestScheduledMessageArrivesOnceOverRestarts(t *testing.T) {
 		}
 	}
 	restarted(func(q *broker.Queue) {
-		if _, err := q.Schedule(t.Context(), time.Now().Add(20*time.Millisecond), msg("scheduled")); err != nil {
+		if _, err := q.Schedule(t.Context(), time.Now().Add(2*time.Second), msg("scheduled")); err != nil {
 			t.Fatal(err)
 		}
 		send(t, q, msg("sent later"))
@@ -321,4 +323,95 @@ func TestDuplicateDetectionSwitchedOff(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
+}
+
+// hooked is a store that calls a function with the first submission from now on,
+// before it takes it.
+type hooked struct {
+	store.Store
+	hook chan func()
+}
+
+func (h *hooked) Submit(done func(error), ops ...store.Op) {
+	select {
+	case f := <-h.hook:
+		f()
+	default:
+	}
+	h.Store.Submit(done, ops...)
+}
+
+// A message whose lock ends is available at once, and what a receiver does to it
+// then reaches the store behind the end of the lock.
+func TestEndOfLockIsStoredBeforeWhatFollows(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(*broker.Queue, *broker.Consumer){
+		"expired":         func(q *broker.Queue, _ *broker.Consumer) { q.ExpireLocks() },
+		"consumer closed": func(_ *broker.Queue, c *broker.Consumer) { c.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			s := &hooked{Store: openStore(t, dir), hook: make(chan func(), 1)}
+			q := newQueue(t, s, broker.QueueOptions{})
+			send(t, q, msg("m"))
+			first := newConsumer(t, q, broker.ConsumerOptions{HoldLocks: name != "expired"})
+			number := receive(t, first).SequenceNumber
+			next := newConsumer(t, q, broker.ConsumerOptions{})
+			deferred := make(chan struct{})
+			s.hook <- func() {
+				go func() {
+					defer close(deferred)
+					settle(t, q, receive(t, next), broker.Settlement{Action: broker.Defer})
+				}()
+				select {
+				case <-deferred: // it was faster than the store
+				case <-time.After(50 * time.Millisecond): // it has to wait for this
+				}
+			}
+			end(q, first)
+			<-deferred
+			if err := store.Commit(s); err != nil { // all before it is on the disk
+				t.Fatal(err)
+			}
+			q = newQueue(t, afterKill(t, dir), broker.QueueOptions{})
+			d, err := q.ReceiveDeferred(t.Context(), broker.PeekLock, number)
+			if err != nil {
+				t.Fatalf("it was deferred, and is not any more: %v", err)
+			}
+			check(t, "delivery count", d[0].DeliveryCount, 1)
+		})
+	}
+}
+
+// An ID that can't be part of a key is refused, and nothing else comes of it.
+func TestLongMessageID(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	n := broker.NewNamespace(openStore(t, dir))
+	t.Cleanup(n.Close)
+	q, err := n.CreateQueue("queue", broker.QueueOptions{DuplicateWindow: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	topic, err := n.CreateTopic("topic", broker.TopicOptions{DuplicateWindow: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, to := range []broker.Target{q, topic} {
+		for id, want := range map[string]error{
+			strings.Repeat("ä", 128):    nil,
+			strings.Repeat("a", 129):    broker.ErrNotAllowed,
+			strings.Repeat("a", 40_000): broker.ErrNotAllowed,
+		} {
+			if err := to.Send(t.Context(), withID(msg("m"), id)); !errors.Is(err, want) {
+				t.Errorf("%s, ID of %d bytes: %v", to.Name(), len(id), err)
+			}
+			if _, err := to.Schedule(t.Context(), time.Now().Add(time.Hour), withID(msg("m"), id)); !errors.Is(err, want) {
+				t.Errorf("%s, scheduled with an ID of %d bytes: %v", to.Name(), len(id), err)
+			}
+		}
+	}
+	check(t, "sent", peek(q), "m")
+	afterKill(t, dir)
 }

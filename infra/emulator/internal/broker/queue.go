@@ -344,7 +344,7 @@ func (q *Queue) onTimer() {
 }
 
 // sweep does all that is due. It returns the transaction to be committed
-// without the mutex, or nil.
+// without the mutex, or nil; see submit.
 func (q *Queue) sweep(now time.Time) *Tx {
 	var tx *Tx
 	for q.ended == nil && len(q.deadlines) > 0 && !q.deadlines[0].deadline.After(now) {
@@ -363,7 +363,23 @@ func (q *Queue) sweep(now time.Time) *Tx {
 			q.finish(tx, e, Expired, "", "")
 		}
 	}
-	return tx
+	return q.submit(tx)
+}
+
+// submit commits a transaction, without waiting, that tells of messages which are
+// available again already: with the mutex held, because what a receiver does to
+// them next must not reach the store before it. A store that keeps nothing would
+// call back at once; for it, the transaction is returned to be committed without
+// the mutex. Otherwise it returns nil.
+func (q *Queue) submit(tx *Tx) *Tx {
+	if tx == nil || tx.empty() {
+		return nil
+	}
+	if !q.store.Durable() {
+		return tx
+	}
+	tx.CommitAsync(nil)
+	return nil
 }
 
 // unlock takes the lock from a message, which its caller gives another state.
@@ -519,6 +535,9 @@ var errStageDuplicates = errors.New("has duplicate detection on and can't be par
 func (q *Queue) checkSend(msgs []*amqp.Message) error {
 	if q.isDeadLetter {
 		return q.errDeadLetter()
+	}
+	if err := q.ids.check(q.name, msgs); err != nil {
+		return err
 	}
 	return checkSizes(q.name, q.opts.MaxMessageSize, msgs)
 }

@@ -136,6 +136,9 @@ func (t *Topic) Schedule(ctx context.Context, at time.Time, msgs ...*amqp.Messag
 
 // send stages and commits. If it returns an error, done is never called.
 func (t *Topic) send(done func(error), at time.Time, msgs []*amqp.Message) ([]int64, error) {
+	if err := t.ids.check(t.name, msgs); err != nil {
+		return nil, err
+	}
 	if err := checkSizes(t.name, t.opts.MaxMessageSize, msgs); err != nil {
 		return nil, err
 	}

@@ -164,7 +164,7 @@ func (s *Section) Duration(name string, least, most time.Duration) time.Duration
 	case !ok:
 		n.Refuse("%s is %q and must be a duration like PT30S, PT5M, PT1H or P1D", name, n.text)
 	case d < least || d > most:
-		n.Refuse("%s is %s and must be from %s to %s", name, d, least, most)
+		n.Refuse("%s is %s and must be %s", name, n.text, bounds(least, most))
 	default:
 		return d
 	}
@@ -200,6 +200,33 @@ func parseDuration(s string) (time.Duration, bool) {
 		return time.Duration(total), ok
 	}
 	return math.MaxInt64, ok
+}
+
+// bounds says what a duration must be.
+func bounds(least, most time.Duration) string {
+	if most == math.MaxInt64 {
+		return iso8601(least) + " or more"
+	}
+	return "from " + iso8601(least) + " to " + iso8601(most)
+}
+
+// iso8601 is the reverse of parseDuration, for whole seconds.
+func iso8601(d time.Duration) string {
+	days, d := d/(24*time.Hour), d%(24*time.Hour)
+	text := "P"
+	if days > 0 {
+		text += strconv.FormatInt(int64(days), 10) + "D"
+	}
+	if d > 0 || days == 0 {
+		text += "T"
+	}
+	for _, u := range timeUnits {
+		if n := d / u.length; n > 0 || text == "PT" && u.length == time.Second {
+			text += strconv.FormatInt(int64(n), 10) + string(u.letter)
+			d -= n * u.length
+		}
+	}
+	return text
 }
 
 // sumUnits adds up numbers that are followed by units in the given order.

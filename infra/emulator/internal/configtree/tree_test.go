@@ -75,7 +75,7 @@ func TestProblemsNameTheirLine(t *testing.T) {
 		"YAML": {
 			"text: a\nflag: yes\nnumber: x\nlist: a\nsub:\n  time: PT2H\nother: 1\nText: b\n",
 			"f:2: flag is \"yes\" and must be true or false\nf:3: number is \"x\" and must be a whole number from 0 to 10\n" +
-				"f:4: list must be a list and not a single value\nf:6: time is 2h0m0s and must be from 0s to 1h0m0s\n" +
+				"f:4: list must be a list and not a single value\nf:6: time is PT2H and must be from PT0S to PT1H\n" +
 				"f:7: other is not a setting here that the emulator knows\nf:8: Text is set twice",
 		},
 		"no section":       {"- a\n", "f:1: the file must be a section and not a list"},

@@ -3,11 +3,8 @@ package devicejobs
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"strings"
 	"time"
-
-	"github.com/google/uuid"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
 )
@@ -84,34 +81,6 @@ type Statistics struct {
 	Pending   int `json:"pendingCount"`
 }
 
-// method is a CloudToDeviceMethod.
-type method struct {
-	Name            string          `json:"methodName"`
-	Payload         json.RawMessage `json:"payload"`
-	ResponseTimeout int             `json:"responseTimeoutInSeconds"`
-	ConnectTimeout  int             `json:"connectTimeoutInSeconds"`
-}
-
-func (m method) call() hub.MethodCall {
-	return hub.MethodCall{
-		Name:            m.Name,
-		Payload:         m.Payload,
-		ResponseTimeout: time.Duration(m.ResponseTimeout) * time.Second,
-		ConnectTimeout:  time.Duration(m.ConnectTimeout) * time.Second,
-	}
-}
-
-func (m method) check() error {
-	const limit = int(hub.MaxMethodTimeout / time.Second)
-	switch {
-	case m.Name == "":
-		return refuse(hub.CodeArgumentInvalid, "cloudToDeviceMethod has no methodName")
-	case m.ResponseTimeout < 0 || m.ResponseTimeout > limit || m.ConnectTimeout < 0 || m.ConnectTimeout > limit:
-		return refuse(hub.CodeArgumentInvalid, "a timeout of cloudToDeviceMethod is not between 0 and %d seconds", limit)
-	}
-	return nil
-}
-
 // update is what a job writes of a twin.
 type update struct {
 	hub.TwinPatch
@@ -123,14 +92,14 @@ func (u update) match() hub.IfMatch { return hub.IfMatch(strings.Trim(u.ETag, `"
 // normalise checks what a caller may set, fills in defaults, and drops the rest.
 func (j *Job) normalise(now time.Time) error {
 	if !hub.ValidID(j.ID) {
-		return refuse(hub.CodeArgumentInvalid, "job ID %q has characters that IDs can't have, or more than 128", j.ID)
+		return hub.Errorf(hub.CodeArgumentInvalid, "job ID %q has characters that IDs can't have, or more than 128", j.ID)
 	}
 	if err := j.checkType(); err != nil {
 		return err
 	}
 	longest := int(MaxExecution / time.Second)
 	if j.MaxSeconds < 0 || j.MaxSeconds > longest {
-		return refuse(hub.CodeArgumentInvalid, "maxExecutionTimeInSeconds is not between 1 and %d", longest)
+		return hub.Errorf(hub.CodeArgumentInvalid, "maxExecutionTimeInSeconds is not between 1 and %d", longest)
 	}
 	if j.MaxSeconds == 0 {
 		j.MaxSeconds = int(DefaultMaxExecution / time.Second)
@@ -148,27 +117,30 @@ func (j *Job) checkType() error {
 	switch {
 	case strings.EqualFold(string(j.Type), string(DeviceMethod)):
 		j.Type, j.Twin = DeviceMethod, nil
-		var m method
+		var m hub.CloudToDeviceMethod
 		if err := decode("cloudToDeviceMethod", j.Method, &m); err != nil {
 			return err
 		}
-		return m.check()
+		return m.Call().Check()
 	case strings.EqualFold(string(j.Type), string(UpdateTwin)):
 		j.Type, j.Method = UpdateTwin, nil
 		return decode("updateTwin", j.Twin, &update{})
 	}
-	return refuse(hub.CodeArgumentInvalid, "job type %q is neither %s nor %s", j.Type, DeviceMethod, UpdateTwin)
+	return hub.Errorf(hub.CodeArgumentInvalid, "job type %q is neither %s nor %s", j.Type, DeviceMethod, UpdateTwin)
 }
 
 func decode(field string, text json.RawMessage, v any) error {
 	if len(text) == 0 || bytes.Equal(text, []byte("null")) {
-		return refuse(hub.CodeArgumentNull, "%s is missing", field)
+		return hub.Errorf(hub.CodeArgumentNull, "%s is missing", field)
 	}
 	if err := json.Unmarshal(text, v); err != nil {
-		return refuse(hub.CodeFormatError, "%s has a field of a wrong type", field)
+		return hub.Errorf(hub.CodeFormatError, "%s has a field of a wrong type", field)
 	}
 	return nil
 }
+
+// maxExecution is how long the job may take.
+func (j *Job) maxExecution() time.Duration { return time.Duration(j.MaxSeconds) * time.Second }
 
 // query is the text that selects the job's devices.
 func (j *Job) query() string {
@@ -181,8 +153,4 @@ func (j *Job) query() string {
 		return "SELECT * " + condition
 	}
 	return "SELECT * FROM devices WHERE " + condition
-}
-
-func refuse(code hub.Code, format string, args ...any) error {
-	return &hub.Error{Code: code, Message: fmt.Sprintf(format, args...), TrackingID: uuid.NewString()}
 }

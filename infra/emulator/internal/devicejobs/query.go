@@ -46,7 +46,7 @@ func parseCursor(s string) (cursor, error) {
 		err = json.Unmarshal(text, &c)
 	}
 	if err != nil || c.Served < 0 || c.Served > math.MaxInt32 {
-		return c, refuse(hub.CodeArgumentInvalid, "continuation token is not one of this hub")
+		return c, hub.Errorf(hub.CodeArgumentInvalid, "continuation token is not one of this hub")
 	}
 	return c, nil
 }
@@ -56,15 +56,15 @@ type items iter.Seq2[[]string, any]
 
 // page returns up to size items behind the cursor, and top of all pages; 0 means
 // all.
-func (from cursor) page(itemType string, all items, size, top int) hub.QueryPage {
+func (c cursor) page(itemType string, all items, size, top int) hub.QueryPage {
 	if size < 1 || size > maxPage {
 		size = maxPage
 	}
 	page := hub.QueryPage{Type: itemType, Items: []any{}}
-	next := from
+	next := c
 	for key, item := range all {
 		switch {
-		case slices.Compare(key, from.Behind) <= 0:
+		case slices.Compare(key, c.Behind) <= 0:
 			continue
 		case top > 0 && next.Served == top:
 			return page
@@ -131,15 +131,17 @@ func (r *Runner) Query(q hub.Query) (hub.QueryPage, error) {
 	}
 	parsed, err := query.Parse(q.Text)
 	if err != nil {
-		return hub.QueryPage{}, refuse(hub.CodeArgumentInvalid, "query: %s", err)
+		return hub.QueryPage{}, hub.Errorf(hub.CodeArgumentInvalid, "query: %s", err)
 	}
 	from, err := parseCursor(q.Continuation)
 	if err != nil {
 		return hub.QueryPage{}, err
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	return from.page(itemDeviceJob, r.matching(parsed), q.PageSize, parsed.Top), nil
+	page := from.page(itemDeviceJob, r.matching(parsed), q.PageSize, parsed.Top)
+	r.mu.Unlock()
+	r.hub.MeterJSON(hub.OpQuery, hub.Target{}, page.Items)
+	return page, nil
 }
 
 func (r *Runner) matching(q *query.Query) items {

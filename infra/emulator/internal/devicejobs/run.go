@@ -20,9 +20,9 @@ const throttled = time.Second
 
 // Why a job, or its turn on a device, ends early.
 var (
-	errCancelled   = refuse(hub.CodeInvalidOperation, "the job was cancelled")
-	errTimeIsOver  = refuse(hub.CodeGatewayTimeout, "the maximum execution time of the job is over")
-	errInterrupted = refuse(hub.CodeServiceUnavailable, "the hub restarted while the device was at work: whether it finished is unknown")
+	errCancelled   = hub.Errorf(hub.CodeInvalidOperation, "the job was cancelled")
+	errTimeIsOver  = hub.Errorf(hub.CodeGatewayTimeout, "the maximum execution time of the job is over")
+	errInterrupted = hub.Errorf(hub.CodeServiceUnavailable, "the hub restarted while the device was at work: whether it finished is unknown")
 )
 
 // dispatch starts jobs when they are due, until the context ends.
@@ -83,8 +83,7 @@ func (r *Runner) run(ctx context.Context, j *job) {
 		}
 		return
 	}
-	over := j.Began.Add(time.Duration(j.MaxSeconds) * time.Second)
-	ctx, cancel := context.WithDeadlineCause(ctx, over, errTimeIsOver)
+	ctx, cancel := context.WithDeadlineCause(ctx, j.Began.Add(j.maxExecution()), errTimeIsOver)
 	defer cancel()
 	r.serve(ctx, j)
 	if err := r.conclude(j, context.Cause(ctx)); err != nil {
@@ -108,7 +107,9 @@ func (r *Runner) begin(ctx context.Context, j *job) error {
 	if !j.Began.IsZero() {
 		return nil
 	}
-	targets, err := r.targets(ctx, j.query())
+	asking, cancel := context.WithTimeoutCause(ctx, j.maxExecution(), errTimeIsOver)
+	defer cancel()
+	targets, err := r.targets(asking, j.query())
 	if err != nil {
 		return err
 	}
@@ -155,7 +156,8 @@ func (r *Runner) targets(ctx context.Context, text string) ([]hub.Target, error)
 	}
 }
 
-// patiently repeats a call that the hub throttles.
+// patiently repeats a call that the hub throttles, until the context ends, and
+// then returns its cause.
 func patiently(ctx context.Context, call func() error) error {
 	for {
 		err := call()
@@ -172,7 +174,7 @@ func patiently(ctx context.Context, call func() error) error {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return ctx.Err()
+			return context.Cause(ctx)
 		}
 	}
 }
@@ -220,11 +222,11 @@ func (r *Runner) action(j *job) action {
 		}
 	}
 	return func(ctx context.Context, t hub.Target) (*outcome, error) {
-		var m method
+		var m hub.CloudToDeviceMethod
 		if err := json.Unmarshal(j.Method, &m); err != nil {
 			return nil, err
 		}
-		result, err := r.hub.InvokeMethod(ctx, t, m.call())
+		result, err := r.hub.InvokeMethod(ctx, t, m.Call())
 		return &outcome{Response: &result}, err
 	}
 }

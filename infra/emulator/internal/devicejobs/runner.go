@@ -17,6 +17,8 @@ import (
 type Hub interface {
 	// Admit is asked before each operation on jobs.
 	Admit(op hub.Operation, t hub.Target, bytes int) error
+	// MeterJSON is told what an operation answers, if that counts.
+	MeterJSON(op hub.Operation, t hub.Target, answer any)
 	// Query returns pages whose items are of type hub.Twin for SELECT *.
 	Query(q hub.Query) (hub.QueryPage, error)
 	InvokeMethod(ctx context.Context, t hub.Target, call hub.MethodCall) (hub.MethodResult, error)
@@ -125,12 +127,12 @@ func (r *Runner) add(j Job, now time.Time) (*job, <-chan error, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.jobs[j.ID] != nil {
-		return nil, nil, refuse(hub.CodeJobAlreadyExists, "there is a job %q already", j.ID)
+		return nil, nil, hub.Errorf(hub.CodeJobAlreadyExists, "there is a job %q already", j.ID)
 	}
 	if !j.Start.After(now) {
 		j.State = Queued
 		if n := r.underWay(); n >= r.opts.MaxActive {
-			return nil, nil, refuse(hub.CodeTooManyActiveJobs, "%d of at most %d jobs are under way", n, r.opts.MaxActive)
+			return nil, nil, hub.Errorf(hub.CodeTooManyActiveJobs, "%d of at most %d jobs are under way", n, r.opts.MaxActive)
 		}
 	}
 	created := &job{record: record{Job: j}}
@@ -167,7 +169,7 @@ func (r *Runner) find(id string) (*job, error) {
 	if j := r.jobs[id]; j != nil && j.accepted {
 		return j, nil
 	}
-	return nil, refuse(hub.CodeJobNotFound, "there is no job %q", id)
+	return nil, hub.Errorf(hub.CodeJobNotFound, "there is no job %q", id)
 }
 
 // Cancel ends a job. Devices that had their turn stay as they are. A job that
@@ -192,7 +194,7 @@ func (r *Runner) cancel(id string) (Job, <-chan error, error) {
 		return Job{}, nil, err
 	case j.State == Cancelled:
 	case j.State.ended():
-		return Job{}, nil, refuse(hub.CodeInvalidOperation, "job %q has ended", id)
+		return Job{}, nil, hub.Errorf(hub.CodeInvalidOperation, "job %q has ended", id)
 	default:
 		j.end(time.Now().UTC(), Cancelled, "")
 	}

@@ -41,9 +41,11 @@ type fakeHub struct {
 	devices []string // in the order of a query
 	invoke  func(ctx context.Context, t hub.Target, call hub.MethodCall) (hub.MethodResult, error)
 	admit   func(op hub.Operation) error
+	busy    bool // throttles all queries
 
 	mu      sync.Mutex
 	queries []string
+	metered []int             // items of answers
 	patched map[string]string // desired properties and ETag by device
 }
 
@@ -54,10 +56,20 @@ func (h *fakeHub) Admit(op hub.Operation, _ hub.Target, _ int) error {
 	return h.admit(op)
 }
 
+func (h *fakeHub) MeterJSON(_ hub.Operation, _ hub.Target, answer any) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	items, _ := answer.([]any)
+	h.metered = append(h.metered, len(items))
+}
+
 func (h *fakeHub) Query(q hub.Query) (hub.QueryPage, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.queries = append(h.queries, q.Text)
+	if h.busy {
+		return hub.QueryPage{}, &hub.Error{Code: hub.CodeThrottling, RetryAfter: time.Second}
+	}
 	if strings.Contains(q.Text, "nonsense") {
 		return hub.QueryPage{}, &hub.Error{Code: hub.CodeArgumentInvalid, Message: "query: no sense"}
 	}
@@ -358,6 +370,22 @@ func TestConditionIsNoQuery(t *testing.T) {
 	})
 }
 
+func TestThrottledQueryEndsWithTheJob(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := &fakeHub{devices: []string{"a"}, busy: true}
+		r := open(t, store.Memory(), h, devicejobs.Options{})
+		j := methodJob("j")
+		j.MaxSeconds = 10
+		create(t, r, j)
+		time.Sleep(11 * time.Second)
+		synctest.Wait()
+		if j := get(t, r, "j"); j.State != devicejobs.Failed || !strings.Contains(j.Failure, "maximum execution time") {
+			t.Errorf("got %+v", j)
+		}
+	})
+}
+
 // A throttled call is no failure of the device.
 func TestThrottledCallIsRepeated(t *testing.T) {
 	t.Parallel()
@@ -423,7 +451,8 @@ func TestHistoryEnds(t *testing.T) {
 func TestPages(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		r := open(t, store.Memory(), &fakeHub{devices: []string{"a", "b", "c", "d", "e"}}, devicejobs.Options{})
+		h := &fakeHub{devices: []string{"a", "b", "c", "d", "e"}}
+		r := open(t, store.Memory(), h, devicejobs.Options{})
 		for _, id := range []string{"z", "y", "x"} {
 			create(t, r, twinJob(id))
 			synctest.Wait()
@@ -457,8 +486,8 @@ func TestPages(t *testing.T) {
 				break
 			}
 		}
-		if !slices.Equal(sizes, []int{6, 6, 1}) {
-			t.Errorf("pages of %v items", sizes)
+		if want := []int{6, 6, 1}; !slices.Equal(sizes, want) || !slices.Equal(h.metered, want) {
+			t.Errorf("pages of %v items, of which %v were metered", sizes, h.metered)
 		}
 		_, err := r.Query(hub.Query{Text: "SELECT * FROM devices.jobs", Continuation: "?"})
 		wantCode(t, "continuation", err, hub.CodeArgumentInvalid)

@@ -3,6 +3,7 @@ package fault
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"net"
@@ -48,7 +49,7 @@ func guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case r.Header.Get("Origin") != "":
-			fail(w, http.StatusForbidden, errors.New("requests of pages are refused"))
+			fail(w, http.StatusForbidden, errors.New("requests from web pages are refused"))
 		case !isLoopback(r.Host):
 			fail(w, http.StatusForbidden, errors.New("the header Host must be a loopback address or localhost"))
 		default:
@@ -79,8 +80,12 @@ func (in *Injector) servePost(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var f Fault
-	if err := json.Unmarshal(body, &f); err != nil {
+	switch err := json.Unmarshal(body, &f); {
+	case errors.Is(err, ErrInvalid):
 		fail(w, http.StatusBadRequest, err)
+		return
+	case err != nil:
+		fail(w, http.StatusBadRequest, fmt.Errorf("the body is not valid JSON: %w", err))
 		return
 	}
 	id, err := in.Inject(f)

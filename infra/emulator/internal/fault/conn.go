@@ -177,18 +177,20 @@ func (in *Injector) forget(c *Conn) {
 			in.stop(e.timer)
 		}
 		delete(r.conns, c)
-		if r.Kind.onConnections() && r.exhausted() && !slices.ContainsFunc(effects(r), func(e *effect) bool { return e != nil }) {
+		if r.Kind.onConnections() && r.exhausted() && !r.acts() {
 			in.remove(r)
 		}
 	}
 }
 
-func effects(r *rule) []*effect {
-	all := make([]*effect, 0, len(r.conns))
+// acts reports whether the fault acts on a connection, or will.
+func (r *rule) acts() bool {
 	for _, e := range r.conns {
-		all = append(all, e)
+		if e != nil {
+			return true
+		}
 	}
-	return all
+	return false
 }
 
 // lift ends what a fault does to the connection. The injector's mutex is held.

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
 )
@@ -74,8 +75,8 @@ type Fault struct {
 	Device string
 	// Operation selects operations, for the kinds refuse and duplicate: connect,
 	// d2c, c2d, c2d-receive, registry, method, twin-read, twin-update, query,
-	// job, file-upload, configuration; send and receive are those on queues,
-	// topics and event hubs. Empty means any.
+	// job; send and receive are those on queues, topics and event hubs. Empty
+	// means any.
 	Operation string
 	// Entity selects a queue, topic, subscription (topic/Subscriptions/name) or
 	// event hub by name, in any case and with * for any characters; empty means
@@ -222,6 +223,8 @@ func (f *Fault) checkValues() error {
 		}
 	}
 	switch {
+	case !utf8.ValidString(f.Device), !utf8.ValidString(f.Entity):
+		return invalid("device and entity must be UTF-8")
 	case f.Bytes < 0 || f.Count < 0:
 		return invalid("bytes and count can't be negative")
 	case !(f.Probability >= 0 && f.Probability <= 1): // also not a number

@@ -298,6 +298,16 @@ func (in *Injector) Admit(op hub.Operation, t hub.Target, _ int) error {
 	return in.find(Refuse, func(r *rule) bool { return r.matchesOperation(op, t) }).refusal()
 }
 
+// AdmitAll implements hub.Gate. A batch is refused if one of its parts is.
+func (in *Injector) AdmitAll(op hub.Operation, parts []hub.Part) error {
+	for _, p := range parts {
+		if err := in.Admit(op, p.Target, p.Bytes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Repeat implements hub.Gate.
 func (in *Injector) Repeat(op hub.Operation, t hub.Target) bool {
 	if in.watched.Load() == 0 {

@@ -305,3 +305,16 @@ func TestBounds(t *testing.T) {
 		t.Errorf("closed: %v", err)
 	}
 }
+
+func TestBatchIsRefusedForOneOfItsParts(t *testing.T) {
+	t.Parallel()
+	in, _ := newInjector(t)
+	inject(t, in, "refuse,operation=registry,device=lamp,code=429")
+	lamp, sensor := hub.Part{Target: hub.Target{DeviceID: "lamp"}}, hub.Part{Target: hub.Target{DeviceID: "sensor-1"}}
+	if err := in.AdmitAll(hub.OpRegistry, []hub.Part{sensor, sensor}); err != nil {
+		t.Error(err)
+	}
+	if err := in.AdmitAll(hub.OpRegistry, []hub.Part{sensor, lamp}); !errors.Is(err, hub.CodeThrottling) {
+		t.Errorf("got %v", err)
+	}
+}

@@ -3,7 +3,9 @@ package fault
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
@@ -75,10 +77,31 @@ func (f *Fault) UnmarshalJSON(data []byte) error {
 	d.DisallowUnknownFields()
 	var w wire
 	if err := d.Decode(&w); err != nil {
-		return fmt.Errorf("%w: %w", ErrInvalid, err)
+		return invalid("%s", plain(err))
 	}
 	*f = w.fault()
 	return nil
+}
+
+// plain is an error of encoding/json without the names of Go types.
+func plain(err error) string {
+	var wrong *json.UnmarshalTypeError
+	if !errors.As(err, &wrong) {
+		return strings.TrimPrefix(err.Error(), "json: ")
+	}
+	if wrong.Field == "" {
+		return "it must be an object, such as {\"kind\": \"cut\"}, and not " + wrong.Value
+	}
+	want := "a text"
+	switch wrong.Type {
+	case reflect.TypeFor[duration]():
+		want = `a text such as "500ms" or "10s"`
+	case reflect.TypeFor[int](), reflect.TypeFor[int64](), reflect.TypeFor[uint64]():
+		want = "a whole number"
+	case reflect.TypeFor[float64]():
+		want = "a number"
+	}
+	return wrong.Field + " must be " + want + " and not " + wrong.Value
 }
 
 // settings are the fields by the names that Parse takes.

@@ -85,16 +85,24 @@ const warningNoTwin = "DeviceRegisteredWithoutTwin"
 // Bulk creates, changes and deletes up to 100 identities. What can't be done to
 // one of them is an error in the result and leaves the others as they are.
 //
+// Each identity counts as one operation on the registry
+// (github.com/Azure/device-simulation-dotnet issue 167), and the gate refuses the
+// call as a whole (github.com/Azure-Samples/Iot-Telemetry-Simulator issue 39).
+//
 // Errors, of the whole call: CodeTooManyDevices.
 func (h *Hub) Bulk(ctx context.Context, items []BulkItem) (BulkResult, error) {
-	if err := h.admit(OpRegistry, Target{}, 0); err != nil {
+	if len(items) > MaxBulkItems {
+		return BulkResult{}, Errorf(CodeTooManyDevices, "the request names more than %d identities", MaxBulkItems)
+	}
+	parts := make([]Part, len(items))
+	for i := range items {
+		parts[i].Target = items[i].target()
+	}
+	if err := h.admitAll(OpRegistry, parts); err != nil {
 		return BulkResult{}, err
 	}
 	if err := ctx.Err(); err != nil {
 		return BulkResult{}, err
-	}
-	if len(items) > MaxBulkItems {
-		return BulkResult{}, refuse(CodeTooManyDevices, "the request names more than %d identities", MaxBulkItems)
 	}
 	outcomes := make([]error, len(items))
 	var wg sync.WaitGroup
@@ -121,7 +129,7 @@ func byDevice(items []BulkItem, outcomes []error) map[string][]int {
 	for i := range items {
 		t := items[i].target()
 		if named[t] > 1 {
-			outcomes[i] = refuse(CodeDuplicateDevice, "%s is named %d times", t, named[t])
+			outcomes[i] = Errorf(CodeDuplicateDevice, "%s is named %d times", t, named[t])
 			continue
 		}
 		groups[t.DeviceID] = append(groups[t.DeviceID], i)
@@ -199,7 +207,7 @@ func (h *Hub) importItem(ctx context.Context, i *BulkItem) error {
 	case ImportUpdateTwinIfMatchETag:
 		return h.importTwin(ctx, i, condition(i.TwinETag))
 	}
-	return refuse(CodeArgumentInvalid, "import mode %q is none of %v", i.ImportMode, importModes)
+	return Errorf(CodeArgumentInvalid, "import mode %q is none of %v", i.ImportMode, importModes)
 }
 
 // known returns the mode in the case of its constant, or nothing.

@@ -38,7 +38,7 @@ func ackOf(m *amqp.Message) (Ack, error) {
 	case AckPositive, AckNegative, AckFull:
 		return a, nil
 	}
-	return "", refuse(CodeArgumentInvalid, "%s must be none, positive, negative or full", PropertyAck)
+	return "", Errorf(CodeArgumentInvalid, "%s must be none, positive, negative or full", PropertyAck)
 }
 
 // wants reports whether the sender asked for this outcome.
@@ -54,8 +54,8 @@ func (a Ack) wants(cause broker.Cause) bool {
 	return false
 }
 
-// SendC2D queues a message for a device, connected or not. The ack is in the
-// application property iothub-ack and the expiry in the property
+// SendC2D queues a message for a device, connected or not. Its IDs are text. The
+// ack is in the application property iothub-ack and the expiry in the property
 // absolute-expiry-time, where the sender set them. The hub takes the message
 // over.
 //
@@ -66,14 +66,15 @@ func (h *Hub) SendC2D(ctx context.Context, deviceID string, m *amqp.Message) err
 		return err
 	}
 	result := make(chan error, 1)
-	h.SendC2DAsync(deviceID, m, func(err error) { result <- err })
+	h.SendC2DAsync(Target{DeviceID: deviceID}, m, func(err error) { result <- err })
 	return <-result
 }
 
 // SendC2DAsync is SendC2D that calls done with the result, possibly before it
-// returns.
-func (h *Hub) SendC2DAsync(deviceID string, m *amqp.Message, done func(error)) {
-	q, err := h.prepareC2D(deviceID, m)
+// returns. A message may be addressed to a module, but none has a queue:
+// CodeModuleNotFound or CodeInvalidOperation.
+func (h *Hub) SendC2DAsync(t Target, m *amqp.Message, done func(error)) {
+	q, err := h.prepareC2D(t, m)
 	if err != nil {
 		done(err)
 		return
@@ -81,39 +82,41 @@ func (h *Hub) SendC2DAsync(deviceID string, m *amqp.Message, done func(error)) {
 	q.SendAsync(func(err error) { done(translate(err, CodeMaxQueueDepthExceeded)) }, m)
 }
 
-func (h *Hub) prepareC2D(deviceID string, m *amqp.Message) (*broker.Queue, error) {
-	if err := h.admit(OpC2D, Target{DeviceID: deviceID}, broker.MessageSize(m)); err != nil {
+func (h *Hub) prepareC2D(t Target, m *amqp.Message) (*broker.Queue, error) {
+	if err := h.admit(OpC2D, t, broker.MessageSize(m)); err != nil {
 		return nil, err
 	}
-	d, err := h.find(deviceID)
+	p, err := h.principal(t)
 	if err != nil {
 		return nil, err
+	}
+	if t.ModuleID != "" {
+		return nil, Errorf(CodeInvalidOperation, "modules can't be sent cloud-to-device messages; send them to the device")
 	}
 	if _, err := ackOf(m); err != nil {
 		return nil, err
 	}
-	normaliseIDs(m)
 	if m.Properties == nil {
 		m.Properties = &amqp.Properties{}
 	}
-	p := m.Properties // normaliseIDs made it the hub's own
-	if id, _ := p.MessageID.(string); id != "" && !ValidID(id) {
-		return nil, refuse(CodeArgumentInvalid, "message ID must have 1 to %d characters: letters, digits and %s", maxIDLength, idCharacters)
+	props := m.Properties
+	if id, _ := props.MessageID.(string); id != "" && !ValidID(id) {
+		return nil, Errorf(CodeArgumentInvalid, "message ID must have 1 to %d characters: letters, digits and %s", maxIDLength, idCharacters)
 	}
-	if t := p.AbsoluteExpiryTime; t != nil {
+	if expiry := props.AbsoluteExpiryTime; expiry != nil {
 		switch {
-		case t.Unix() <= 0:
+		case expiry.Unix() <= 0:
 			// amenzhinsky/iothub sends Go's zero time for none.
-			p.AbsoluteExpiryTime = nil
-		case !t.After(time.Now()):
-			return nil, refuse(CodeArgumentInvalid, "the expiry time is in the past")
+			props.AbsoluteExpiryTime = nil
+		case !expiry.After(time.Now()):
+			return nil, Errorf(CodeArgumentInvalid, "the expiry time is in the past")
 		}
 	}
-	if p.To == nil {
-		to := d.address() + "/messages/deviceBound"
-		p.To = &to
+	if props.To == nil {
+		to := t.address() + "/messages/deviceBound"
+		props.To = &to
 	}
-	return d.c2d()
+	return p.device.c2d()
 }
 
 // c2dQueuePrefix begins the names of cloud-to-device queues. No entity of the
@@ -202,5 +205,5 @@ func (h *Hub) PurgeC2D(ctx context.Context, deviceID string) (PurgeResult, error
 		return PurgeResult{}, err
 	}
 	n, err := q.Purge(ctx)
-	return PurgeResult{TotalMessagesPurged: n, DeviceID: deviceID}, err
+	return PurgeResult{TotalMessagesPurged: n, DeviceID: deviceID}, translate(err, CodeServerError)
 }

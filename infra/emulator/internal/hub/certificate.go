@@ -22,11 +22,11 @@ import (
 // Every refusal is CodeUnauthorized.
 func (h *Hub) VerifyCertificate(t Target, chain []*x509.Certificate) (AuthMethod, error) {
 	if len(chain) == 0 {
-		return AuthMethod{}, refuse(CodeUnauthorized, "%s showed no certificate", t)
+		return AuthMethod{}, Errorf(CodeUnauthorized, "%s showed no certificate", t)
 	}
 	p, err := h.principal(t)
 	if err != nil {
-		return AuthMethod{}, refuse(CodeUnauthorized, "%s is not registered", t)
+		return AuthMethod{}, Errorf(CodeUnauthorized, "%s is not registered", t)
 	}
 	if err := p.device.enabled(); err != nil {
 		return AuthMethod{}, err
@@ -38,7 +38,7 @@ func (h *Hub) VerifyCertificate(t Target, chain []*x509.Certificate) (AuthMethod
 	case AuthAuthority:
 		err = h.verifyChain(t, chain)
 	default:
-		err = refuse(CodeUnauthorized, "%s has authentication type %s, not one with certificates", t, a.Type)
+		err = Errorf(CodeUnauthorized, "%s has authentication type %s, not one with certificates", t, a.Type)
 	}
 	if err != nil {
 		return AuthMethod{}, err
@@ -56,7 +56,7 @@ func (d *device) enabled() error {
 // matches returns an error unless the certificate has one of the thumbprints.
 func (x X509Thumbprint) matches(t Target, leaf *x509.Certificate) error {
 	if now := time.Now(); now.Before(leaf.NotBefore) || now.After(leaf.NotAfter) {
-		return refuse(CodeUnauthorized, "the certificate of %s is valid from %s to %s", t,
+		return Errorf(CodeUnauthorized, "the certificate of %s is valid from %s to %s", t,
 			leaf.NotBefore.Format(time.RFC3339), leaf.NotAfter.Format(time.RFC3339))
 	}
 	sha1Sum, sha256Sum := sha1.Sum(leaf.Raw), sha256.Sum256(leaf.Raw)
@@ -70,14 +70,14 @@ func (x X509Thumbprint) matches(t Target, leaf *x509.Certificate) error {
 			}
 		}
 	}
-	return refuse(CodeUnauthorized, "the certificate of %s has neither of its thumbprints", t)
+	return Errorf(CodeUnauthorized, "the certificate of %s has neither of its thumbprints", t)
 }
 
 // verifyChain checks that an authority of the hub signed the first certificate,
 // for this target.
 func (h *Hub) verifyChain(t Target, chain []*x509.Certificate) error {
 	if h.opts.DeviceCAs == nil {
-		return refuse(CodeUnauthorized, "%s needs a certificate authority, and the hub has none", t)
+		return Errorf(CodeUnauthorized, "%s needs a certificate authority, and the hub has none", t)
 	}
 	intermediates := x509.NewCertPool()
 	for _, c := range chain[1:] {
@@ -89,14 +89,14 @@ func (h *Hub) verifyChain(t Target, chain []*x509.Certificate) error {
 		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 	if err != nil {
-		return refuse(CodeUnauthorized, "the certificate of %s: %v", t, err)
+		return Errorf(CodeUnauthorized, "the certificate of %s: %v", t, err)
 	}
 	name := t.DeviceID
 	if t.ModuleID != "" {
 		name += "/" + t.ModuleID
 	}
 	if chain[0].Subject.CommonName != name {
-		return refuse(CodeUnauthorized, "the certificate of %s has common name %q", t, chain[0].Subject.CommonName)
+		return Errorf(CodeUnauthorized, "the certificate of %s has common name %q", t, chain[0].Subject.CommonName)
 	}
 	return nil
 }

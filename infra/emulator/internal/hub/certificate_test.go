@@ -1,64 +1,19 @@
 package hub_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/sha1"
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/hex"
 	"fmt"
-	"math/big"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/store"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/x509test"
 )
-
-// authority is a certificate with its key.
-type authority struct {
-	*x509.Certificate
-	key *ecdsa.PrivateKey
-}
-
-// issue makes a certificate that parent signs, or that signs itself.
-func issue(t *testing.T, name string, parent *authority, change func(*x509.Certificate)) *authority {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1),
-		Subject:      pkix.Name{CommonName: name},
-		NotBefore:    time.Now().Add(-time.Hour),
-		NotAfter:     time.Now().Add(time.Hour),
-	}
-	if change != nil {
-		change(template)
-	}
-	signer, signerKey := template, key
-	if parent != nil {
-		signer, signerKey = parent.Certificate, parent.key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, signer, &key.PublicKey, signerKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &authority{c, key}
-}
-
-func asCA(c *x509.Certificate) {
-	c.IsCA, c.BasicConstraintsValid, c.KeyUsage = true, true, x509.KeyUsageCertSign
-}
 
 func expired(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }
 
@@ -66,34 +21,27 @@ func notYet(c *x509.Certificate) { c.NotBefore = time.Now().Add(30 * time.Minute
 
 func forServers(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }
 
-func forClients(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }
-
-func sha1Of(c *authority) *string {
-	sum := sha1.Sum(c.Raw)
-	return new(hex.EncodeToString(sum[:]))
-}
-
-func sha256Of(c *authority) *string {
-	sum := sha256.Sum256(c.Raw)
+func sha256Of(c *tls.Certificate) *string {
+	sum := sha256.Sum256(c.Leaf.Raw)
 	return new(strings.ToUpper(hex.EncodeToString(sum[:])))
 }
 
 func TestVerifyCertificate(t *testing.T) {
 	t.Parallel()
-	root := issue(t, "root", nil, asCA)
-	middle := issue(t, "middle", root, asCA)
-	foreign := issue(t, "root", nil, asCA)
+	root := x509test.Issue(t, "root", nil, x509test.AsCA)
+	middle := x509test.Issue(t, "middle", root, x509test.AsCA)
+	foreign := x509test.Issue(t, "root", nil, x509test.AsCA)
 	pool := x509.NewCertPool()
-	pool.AddCert(root.Certificate)
-	one, two, old := issue(t, "one", nil, nil), issue(t, "two", nil, nil), issue(t, "old", nil, expired)
+	pool.AddCert(root.Leaf)
+	one, two, old := x509test.Issue(t, "one", nil), x509test.Issue(t, "two", nil), x509test.Issue(t, "old", nil, expired)
 	thumbprints := func(primary, secondary *string) hub.Authentication {
 		return hub.Authentication{X509Thumbprint: hub.X509Thumbprint{PrimaryThumbprint: primary, SecondaryThumbprint: secondary}}
 	}
 	byCA := hub.Authentication{Type: "certificateAuthority"}
-	chain := func(cs ...*authority) []*x509.Certificate {
+	chain := func(cs ...*tls.Certificate) []*x509.Certificate {
 		var all []*x509.Certificate
 		for _, c := range cs {
-			all = append(all, c.Certificate)
+			all = append(all, c.Leaf)
 		}
 		return all
 	}
@@ -103,33 +51,33 @@ func TestVerifyCertificate(t *testing.T) {
 		chain  []*x509.Certificate
 		ok     bool
 	}{
-		"SHA-1, primary":                 {auth: thumbprints(sha1Of(one), sha1Of(two)), chain: chain(one), ok: true},
-		"SHA-1, secondary":               {auth: thumbprints(sha1Of(one), sha1Of(two)), chain: chain(two), ok: true},
+		"SHA-1, primary":                 {auth: thumbprints(x509test.Thumbprint(one), x509test.Thumbprint(two)), chain: chain(one), ok: true},
+		"SHA-1, secondary":               {auth: thumbprints(x509test.Thumbprint(one), x509test.Thumbprint(two)), chain: chain(two), ok: true},
 		"SHA-256, primary":               {auth: thumbprints(sha256Of(one), sha256Of(two)), chain: chain(one), ok: true},
 		"SHA-256, secondary only":        {auth: thumbprints(nil, sha256Of(two)), chain: chain(two), ok: true},
-		"signed by whomever":             {auth: thumbprints(sha1Of(middle), nil), chain: chain(middle), ok: true},
-		"another certificate":            {auth: thumbprints(sha1Of(one), nil), chain: chain(two)},
-		"thumbprint of the second":       {auth: thumbprints(sha1Of(one), nil), chain: chain(two, one)},
-		"no certificate":                 {auth: thumbprints(sha1Of(one), nil)},
-		"expired":                        {auth: thumbprints(sha1Of(old), nil), chain: chain(old)},
-		"disabled":                       {auth: thumbprints(sha1Of(one), nil), status: "disabled", chain: chain(one)},
+		"signed by whomever":             {auth: thumbprints(x509test.Thumbprint(middle), nil), chain: chain(middle), ok: true},
+		"another certificate":            {auth: thumbprints(x509test.Thumbprint(one), nil), chain: chain(two)},
+		"thumbprint of the second":       {auth: thumbprints(x509test.Thumbprint(one), nil), chain: chain(two, one)},
+		"no certificate":                 {auth: thumbprints(x509test.Thumbprint(one), nil)},
+		"expired":                        {auth: thumbprints(x509test.Thumbprint(old), nil), chain: chain(old)},
+		"disabled":                       {auth: thumbprints(x509test.Thumbprint(one), nil), status: "disabled", chain: chain(one)},
 		"device with keys":               {auth: hub.Authentication{}, chain: chain(one)},
 		"device without any":             {auth: hub.Authentication{Type: "none"}, chain: chain(one)},
-		"signed by the root":             {auth: byCA, chain: chain(issue(t, "d", root, nil)), ok: true},
-		"for clients":                    {auth: byCA, chain: chain(issue(t, "d", root, forClients)), ok: true},
-		"signed by an intermediate":      {auth: byCA, chain: chain(issue(t, "d", middle, nil), middle), ok: true},
-		"with the root sent too":         {auth: byCA, chain: chain(issue(t, "d", middle, nil), middle, root), ok: true},
-		"intermediate missing":           {auth: byCA, chain: chain(issue(t, "d", middle, nil))},
-		"another device":                 {auth: byCA, chain: chain(issue(t, "e", root, nil))},
-		"name in another case":           {auth: byCA, chain: chain(issue(t, "D", root, nil))},
-		"name of a module":               {auth: byCA, chain: chain(issue(t, "d/m", root, nil))},
-		"another authority":              {auth: byCA, chain: chain(issue(t, "d", foreign, nil), foreign)},
-		"signed by itself":               {auth: byCA, chain: chain(issue(t, "d", nil, nil))},
-		"signed, expired":                {auth: byCA, chain: chain(issue(t, "d", root, expired))},
-		"signed, not valid yet":          {auth: byCA, chain: chain(issue(t, "d", root, notYet))},
-		"signed, for servers":            {auth: byCA, chain: chain(issue(t, "d", root, forServers))},
-		"signed, disabled":               {auth: byCA, status: "disabled", chain: chain(issue(t, "d", root, nil))},
-		"signed, but known by its print": {auth: thumbprints(sha1Of(one), nil), chain: chain(issue(t, "d", root, nil))},
+		"signed by the root":             {auth: byCA, chain: chain(x509test.Issue(t, "d", root)), ok: true},
+		"for clients":                    {auth: byCA, chain: chain(x509test.Issue(t, "d", root, x509test.ForClients)), ok: true},
+		"signed by an intermediate":      {auth: byCA, chain: chain(x509test.Issue(t, "d", middle), middle), ok: true},
+		"with the root sent too":         {auth: byCA, chain: chain(x509test.Issue(t, "d", middle), middle, root), ok: true},
+		"intermediate missing":           {auth: byCA, chain: chain(x509test.Issue(t, "d", middle))},
+		"another device":                 {auth: byCA, chain: chain(x509test.Issue(t, "e", root))},
+		"name in another case":           {auth: byCA, chain: chain(x509test.Issue(t, "D", root))},
+		"name of a module":               {auth: byCA, chain: chain(x509test.Issue(t, "d/m", root))},
+		"another authority":              {auth: byCA, chain: chain(x509test.Issue(t, "d", foreign), foreign)},
+		"signed by itself":               {auth: byCA, chain: chain(x509test.Issue(t, "d", nil))},
+		"signed, expired":                {auth: byCA, chain: chain(x509test.Issue(t, "d", root, expired))},
+		"signed, not valid yet":          {auth: byCA, chain: chain(x509test.Issue(t, "d", root, notYet))},
+		"signed, for servers":            {auth: byCA, chain: chain(x509test.Issue(t, "d", root, forServers))},
+		"signed, disabled":               {auth: byCA, status: "disabled", chain: chain(x509test.Issue(t, "d", root))},
+		"signed, but known by its print": {auth: thumbprints(x509test.Thumbprint(one), nil), chain: chain(x509test.Issue(t, "d", root))},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -152,13 +100,13 @@ func TestVerifyCertificate(t *testing.T) {
 
 func TestVerifyCertificateOfModules(t *testing.T) {
 	t.Parallel()
-	root := issue(t, "root", nil, asCA)
+	root := x509test.Issue(t, "root", nil, x509test.AsCA)
 	pool := x509.NewCertPool()
-	pool.AddCert(root.Certificate)
-	device, leaf, signed := issue(t, "d", nil, nil), issue(t, "m", nil, nil), issue(t, "d/n", root, nil)
+	pool.AddCert(root.Leaf)
+	device, leaf, signed := x509test.Issue(t, "d", nil), x509test.Issue(t, "m", nil), x509test.Issue(t, "d/n", root)
 	h := newHub(t, store.Memory(), func(o *hub.Options) { o.DeviceCAs = pool })
 	if _, err := h.CreateDevice(t.Context(), hub.Identity{DeviceID: "d", Authentication: hub.Authentication{
-		X509Thumbprint: hub.X509Thumbprint{PrimaryThumbprint: sha1Of(device)},
+		X509Thumbprint: hub.X509Thumbprint{PrimaryThumbprint: x509test.Thumbprint(device)},
 	}}); err != nil {
 		t.Fatal(err)
 	}
@@ -171,8 +119,8 @@ func TestVerifyCertificateOfModules(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	verify := func(module string, c *authority) error {
-		method, err := h.VerifyCertificate(hub.Target{DeviceID: "d", ModuleID: module}, []*x509.Certificate{c.Certificate})
+	verify := func(module string, c *tls.Certificate) error {
+		method, err := h.VerifyCertificate(hub.Target{DeviceID: "d", ModuleID: module}, []*x509.Certificate{c.Leaf})
 		if err == nil {
 			check(t, "method", method, hub.AuthMethod{Scope: "module", Type: "x509"})
 		}
@@ -182,7 +130,7 @@ func TestVerifyCertificateOfModules(t *testing.T) {
 	check(t, "authority", verify("n", signed), nil)
 	wantCode(t, "certificate of the device", verify("m", device), hub.CodeUnauthorized)
 	wantCode(t, "certificate of another module", verify("m", signed), hub.CodeUnauthorized)
-	wantCode(t, "name of the device", verify("n", issue(t, "d", root, nil)), hub.CodeUnauthorized)
+	wantCode(t, "name of the device", verify("n", x509test.Issue(t, "d", root)), hub.CodeUnauthorized)
 	wantCode(t, "module with keys", verify("k", leaf), hub.CodeUnauthorized)
 	wantCode(t, "unknown module", verify("x", leaf), hub.CodeUnauthorized)
 	if _, err := h.UpdateDevice(t.Context(), hub.Identity{DeviceID: "d", Status: "disabled"}, hub.AnyVersion); err != nil {
@@ -194,13 +142,13 @@ func TestVerifyCertificateOfModules(t *testing.T) {
 func TestVerifyCertificateWithoutDevice(t *testing.T) {
 	t.Parallel()
 	h := newHub(t, store.Memory())
-	leaf := issue(t, "d", nil, nil)
-	_, err := h.VerifyCertificate(hub.Target{DeviceID: "d"}, []*x509.Certificate{leaf.Certificate})
+	leaf := x509test.Issue(t, "d", nil)
+	_, err := h.VerifyCertificate(hub.Target{DeviceID: "d"}, []*x509.Certificate{leaf.Leaf})
 	wantCode(t, "unknown device", err, hub.CodeUnauthorized)
 	if _, err := h.CreateDevice(t.Context(), hub.Identity{DeviceID: "d", Authentication: hub.Authentication{Type: "certificateAuthority"}}); err != nil {
 		t.Fatal(err)
 	}
-	_, err = h.VerifyCertificate(hub.Target{DeviceID: "d"}, []*x509.Certificate{leaf.Certificate})
+	_, err = h.VerifyCertificate(hub.Target{DeviceID: "d"}, []*x509.Certificate{leaf.Leaf})
 	wantCode(t, "hub without authorities", err, hub.CodeUnauthorized)
 }
 

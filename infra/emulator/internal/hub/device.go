@@ -105,7 +105,7 @@ func (d *device) close() {
 	q := d.queue
 	d.mu.Unlock()
 	for _, s := range sessions {
-		s.end(refuse(CodeServiceUnavailable, "the hub is shutting down"))
+		s.end(Errorf(CodeServiceUnavailable, "the hub is shutting down"))
 	}
 	if q != nil {
 		q.Close()

@@ -7,7 +7,7 @@ func (h *Hub) Disconnect(match func(deviceID string) bool) int {
 	n := 0
 	for _, d := range h.matching(match) {
 		for _, s := range d.sessions() {
-			s.end(refuse(CodeConnectionClosed, "%s was disconnected by the operator", s.Target()))
+			s.end(Errorf(CodeConnectionClosed, "%s was disconnected by the operator", s.Target()))
 			n++
 		}
 	}

@@ -124,8 +124,27 @@ func (e *Error) Unwrap() []error {
 	return []error{e.Code, e.cause}
 }
 
-func refuse(code Code, format string, args ...any) error {
+// Errorf returns an answer of the hub that refuses something, with a tracking ID
+// of its own.
+func Errorf(code Code, format string, args ...any) *Error {
 	return &Error{Code: code, Message: fmt.Sprintf(format, args...), TrackingID: uuid.NewString()}
+}
+
+// ErrorBody is an Error in JSON, where the number counts and not the name: in
+// answers about twins to devices (azure-iot-device-mqtt mqtt_twin_client.ts), and
+// of direct methods to their callers (azure-iot-sdk-csharp,
+// ExceptionHandlingHelper.cs).
+type ErrorBody struct {
+	ErrorCode  Code   `json:"errorCode"`
+	TrackingID string `json:"trackingId"`
+	Message    string `json:"message"`
+	// TimestampUTC is in RFC 3339.
+	TimestampUTC string `json:"timestampUtc"`
+}
+
+// Body returns the error in that form, as of now.
+func (e *Error) Body() ErrorBody {
+	return ErrorBody{e.Code, e.TrackingID, e.Message, time.Now().UTC().Format(time.RFC3339Nano)}
 }
 
 // AsError returns err as an answer of the hub. What the hub didn't mean to

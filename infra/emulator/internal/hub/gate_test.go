@@ -31,6 +31,15 @@ func (g *gate) Admit(op hub.Operation, t hub.Target, bytes int) error {
 	return nil
 }
 
+func (g *gate) AdmitAll(op hub.Operation, parts []hub.Part) error {
+	for _, p := range parts {
+		if err := g.Admit(op, p.Target, p.Bytes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (g *gate) Meter(op hub.Operation, t hub.Target, bytes int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -83,7 +92,7 @@ func TestGate(t *testing.T) {
 		{"registry d/n 0", func() error {
 			return h.DeleteModule(ctx, hub.Target{DeviceID: "d", ModuleID: "n"}, hub.AnyVersion)
 		}},
-		{"registry / 0", func() error {
+		{"registry f/ 0 registry g/ 0", func() error {
 			_, err := h.Bulk(ctx, []hub.BulkItem{{ID: "f", ImportMode: hub.ImportCreate}, {ID: "g", ImportMode: hub.ImportCreate}})
 			return err
 		}},

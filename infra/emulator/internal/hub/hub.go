@@ -1,6 +1,7 @@
-// Package hub is an IoT Hub without a network: policies, the identity registry,
-// device sessions, device-to-cloud routing, cloud-to-device queues, delivery
-// feedback and direct methods. The front ends put MQTT, AMQP and HTTP around it.
+// Package hub is an IoT Hub without a network: policies, the identity registry of
+// devices and their modules, sessions, device-to-cloud routing, cloud-to-device
+// queues, delivery feedback, direct methods, twins and queries of them. The front
+// ends put MQTT, AMQP and HTTP around it, and a Gate stands before each operation.
 //
 // Errors that the hub answers with are of type *Error and carry the hub's code;
 // match them with errors.Is and a Code, or turn any error into an answer with

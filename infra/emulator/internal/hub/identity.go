@@ -173,16 +173,16 @@ func (id *Identity) normalise() error {
 	case StatusDisabled:
 		id.Status = StatusDisabled
 	default:
-		return refuse(CodeArgumentInvalid, "status %q is neither enabled nor disabled", id.Status)
+		return Errorf(CodeArgumentInvalid, "status %q is neither enabled nor disabled", id.Status)
 	}
 	if r := id.StatusReason; r != nil && utf8.RuneCountInString(*r) > maxReasonLength {
-		return refuse(CodeArgumentInvalid, "status reason has more than %d characters", maxReasonLength)
+		return Errorf(CodeArgumentInvalid, "status reason has more than %d characters", maxReasonLength)
 	}
 	return id.Authentication.normalise()
 }
 
 func invalidID(kind, id string) error {
-	return refuse(CodeArgumentInvalid, "%s ID %q must have 1 to %d characters: letters, digits and %s", kind, id, maxIDLength, idCharacters)
+	return Errorf(CodeArgumentInvalid, "%s ID %q must have 1 to %d characters: letters, digits and %s", kind, id, maxIDLength, idCharacters)
 }
 
 // normalise checks what a caller may set, fills in defaults, and drops what the
@@ -197,7 +197,7 @@ func (a *Authentication) normalise() error {
 	}
 	i := slices.IndexFunc(authTypes, func(known string) bool { return strings.EqualFold(known, a.Type) })
 	if i < 0 {
-		return refuse(CodeArgumentInvalid, "authentication type %q is none of %v", a.Type, authTypes)
+		return Errorf(CodeArgumentInvalid, "authentication type %q is none of %v", a.Type, authTypes)
 	}
 	a.Type = authTypes[i]
 	if a.Type != AuthSAS {
@@ -223,7 +223,7 @@ func (k *SymmetricKey) complete() error {
 		}
 		b, err := base64.StdEncoding.DecodeString(*key)
 		if err != nil || len(b) < minKeyBytes || len(b) > maxKeyBytes {
-			return refuse(CodeArgumentInvalid, "a symmetric key must be base64 of %d to %d bytes", minKeyBytes, maxKeyBytes)
+			return Errorf(CodeArgumentInvalid, "a symmetric key must be base64 of %d to %d bytes", minKeyBytes, maxKeyBytes)
 		}
 	}
 	return nil
@@ -241,7 +241,7 @@ func (x *X509Thumbprint) normalise() {
 // check returns an error unless there is a thumbprint and all are well-formed.
 func (x X509Thumbprint) check() error {
 	if x == (X509Thumbprint{}) {
-		return refuse(CodeArgumentInvalid, "authentication type %s needs a thumbprint", AuthSelfSigned)
+		return Errorf(CodeArgumentInvalid, "authentication type %s needs a thumbprint", AuthSelfSigned)
 	}
 	for _, thumbprint := range []*string{x.PrimaryThumbprint, x.SecondaryThumbprint} {
 		if thumbprint == nil {
@@ -249,7 +249,7 @@ func (x X509Thumbprint) check() error {
 		}
 		b, err := hex.DecodeString(*thumbprint)
 		if err != nil || len(b) != sha1.Size && len(b) != sha256.Size {
-			return refuse(CodeArgumentInvalid, "a thumbprint must be a SHA-1 or SHA-256 of %d or %d hexadecimal digits", 2*sha1.Size, 2*sha256.Size)
+			return Errorf(CodeArgumentInvalid, "a thumbprint must be a SHA-1 or SHA-256 of %d or %d hexadecimal digits", 2*sha1.Size, 2*sha256.Size)
 		}
 	}
 	return nil

@@ -31,6 +31,31 @@ type MethodCall struct {
 	ConnectTimeout time.Duration
 }
 
+// CloudToDeviceMethod is a call as the REST API and jobs have it (swagger
+// iothubservice 2020-09-30).
+type CloudToDeviceMethod struct {
+	Name            string          `json:"methodName"`
+	Payload         json.RawMessage `json:"payload"`
+	ResponseTimeout int             `json:"responseTimeoutInSeconds"`
+	ConnectTimeout  int             `json:"connectTimeoutInSeconds"`
+}
+
+// Call returns the call in the hub's own form.
+func (m CloudToDeviceMethod) Call() MethodCall {
+	return MethodCall{
+		Name:            m.Name,
+		Payload:         m.Payload,
+		ResponseTimeout: methodTimeout(m.ResponseTimeout),
+		ConnectTimeout:  methodTimeout(m.ConnectTimeout),
+	}
+}
+
+// methodTimeout keeps numbers that are far too large from turning into small ones.
+func methodTimeout(seconds int) time.Duration {
+	const limit = 1 << 30
+	return time.Duration(max(-limit, min(seconds, limit))) * time.Second
+}
+
 // MethodResult is the device's answer. Its status is the device's own business.
 type MethodResult struct {
 	Status  int             `json:"status"`
@@ -46,19 +71,21 @@ type MethodRequest struct {
 	Payload json.RawMessage
 }
 
-func (c *MethodCall) check() error {
+// Check returns what the hub would refuse of the call whatever the device:
+// CodeArgumentInvalid, CodeMessageTooLarge, CodeFormatError.
+func (c MethodCall) Check() error {
 	c.ResponseTimeout = cmp.Or(c.ResponseTimeout, DefaultMethodResponseTimeout)
 	switch {
 	case c.Name == "":
-		return refuse(CodeArgumentInvalid, "method name is missing")
+		return Errorf(CodeArgumentInvalid, "method name is missing")
 	case c.ResponseTimeout < MinMethodResponseTimeout || c.ResponseTimeout > MaxMethodTimeout:
-		return refuse(CodeArgumentInvalid, "response timeout %s is not between %s and %s", c.ResponseTimeout, MinMethodResponseTimeout, MaxMethodTimeout)
+		return Errorf(CodeArgumentInvalid, "response timeout %s is not between %s and %s", c.ResponseTimeout, MinMethodResponseTimeout, MaxMethodTimeout)
 	case c.ConnectTimeout < 0 || c.ConnectTimeout > MaxMethodTimeout:
-		return refuse(CodeArgumentInvalid, "connect timeout %s is not between 0s and %s", c.ConnectTimeout, MaxMethodTimeout)
+		return Errorf(CodeArgumentInvalid, "connect timeout %s is not between 0s and %s", c.ConnectTimeout, MaxMethodTimeout)
 	case len(c.Payload) > MaxMethodPayload:
-		return refuse(CodeMessageTooLarge, "method payload has %d bytes of at most %d", len(c.Payload), MaxMethodPayload)
+		return Errorf(CodeMessageTooLarge, "method payload has %d bytes of at most %d", len(c.Payload), MaxMethodPayload)
 	case c.Payload != nil && !json.Valid(c.Payload):
-		return refuse(CodeFormatError, "method payload is not JSON")
+		return Errorf(CodeFormatError, "method payload is not JSON")
 	}
 	return nil
 }
@@ -66,15 +93,16 @@ func (c *MethodCall) check() error {
 // InvokeMethod calls a method of a device or module and waits for the answer.
 //
 // Errors: CodeDeviceNotFound, CodeModuleNotFound, CodeDeviceNotOnline,
-// CodeConnectionClosed when the device went away, CodeGatewayTimeout,
-// CodeArgumentInvalid.
+// CodeConnectionClosed when the device went away, CodeGatewayTimeout, and those
+// of Check.
 func (h *Hub) InvokeMethod(ctx context.Context, t Target, call MethodCall) (MethodResult, error) {
 	if err := h.admit(OpMethod, t, len(call.Payload)); err != nil {
 		return MethodResult{}, err
 	}
-	if err := call.check(); err != nil {
+	if err := call.Check(); err != nil {
 		return MethodResult{}, err
 	}
+	call.ResponseTimeout = cmp.Or(call.ResponseTimeout, DefaultMethodResponseTimeout)
 	p, err := h.principal(t)
 	if err != nil {
 		return MethodResult{}, err
@@ -118,7 +146,7 @@ func (p *principal) awaitMethods(ctx context.Context, timeout time.Duration) (*S
 		select {
 		case <-changed:
 		case <-timer.C:
-			return nil, refuse(CodeDeviceNotOnline, "%s is not connected, or not listening for methods", p.Target)
+			return nil, Errorf(CodeDeviceNotOnline, "%s is not connected, or not listening for methods", p.Target)
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -159,9 +187,9 @@ func (s *Session) await(ctx context.Context, call MethodCall, id string, answer 
 	case result := <-answer:
 		return result, nil
 	case <-timer.C:
-		return MethodResult{}, refuse(CodeGatewayTimeout, "%s didn't answer method %q within %s", s.principal.Target, call.Name, call.ResponseTimeout)
+		return MethodResult{}, Errorf(CodeGatewayTimeout, "%s didn't answer method %q within %s", s.principal.Target, call.Name, call.ResponseTimeout)
 	case <-s.done:
-		return MethodResult{}, refuse(CodeConnectionClosed, "%s disconnected before it answered method %q", s.principal.Target, call.Name)
+		return MethodResult{}, Errorf(CodeConnectionClosed, "%s disconnected before it answered method %q", s.principal.Target, call.Name)
 	case <-ctx.Done():
 		return MethodResult{}, ctx.Err()
 	}

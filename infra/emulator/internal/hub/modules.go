@@ -102,9 +102,9 @@ func (h *Hub) createModule(id Identity) (Identity, error) {
 	d.mu.Unlock()
 	switch {
 	case exists:
-		return Identity{}, refuse(CodeModuleAlreadyExists, "%s is already registered", id.Target())
+		return Identity{}, Errorf(CodeModuleAlreadyExists, "%s is already registered", id.Target())
 	case n >= MaxModules:
-		return Identity{}, refuse(CodeTooManyModules, "device %q has %d modules, which is the most it may have", d.DeviceID, n)
+		return Identity{}, Errorf(CodeTooManyModules, "device %q has %d modules, which is the most it may have", d.DeviceID, n)
 	}
 	m := d.newModule(id.moduleID)
 	if err := m.create(id); err != nil {
@@ -193,12 +193,12 @@ func (h *Hub) deleteModule(t Target, match IfMatch) error {
 	d := m.device
 	defer d.registry.Unlock()
 	s := m.remove() // from now on nothing is added
-	err = store.Commit(h.store, store.DeletePrefix(m.keys()))
+	err = translate(store.Commit(h.store, store.DeletePrefix(m.keys())), CodeServerError)
 	d.mu.Lock()
 	delete(d.modules, t.ModuleID)
 	d.mu.Unlock()
 	if s != nil {
-		s.end(refuse(CodeModuleNotFound, "%s was deleted", t))
+		s.end(Errorf(CodeModuleNotFound, "%s was deleted", t))
 	}
 	return err
 }

@@ -42,7 +42,7 @@ func (s *Session) Settle(ctx context.Context, token amqp.UUID, action broker.Act
 	s.Touch()
 	err = q.Settle(ctx, token, broker.Settlement{Action: action})
 	if errors.Is(err, broker.ErrLockLost) {
-		return refuse(CodeMessageLockLost, "the message isn't locked under this token any more")
+		return Errorf(CodeMessageLockLost, "the message isn't locked under this token any more")
 	}
 	return translate(err, CodeServiceUnavailable)
 }

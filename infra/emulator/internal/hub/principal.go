@@ -64,9 +64,9 @@ func (h *Hub) principal(t Target) (*principal, error) {
 
 func notFound(t Target) error {
 	if t.ModuleID != "" {
-		return refuse(CodeModuleNotFound, "%s is not registered", t)
+		return Errorf(CodeModuleNotFound, "%s is not registered", t)
 	}
-	return refuse(CodeDeviceNotFound, "%s is not registered", t)
+	return Errorf(CodeDeviceNotFound, "%s is not registered", t)
 }
 
 // key is that of a record of the principal in the store.
@@ -112,7 +112,7 @@ func (p *principal) usable() error {
 	case !p.exists:
 		return notFound(p.Target)
 	case p.identity.Status != StatusEnabled:
-		return refuse(CodeUnauthorized, "%s is disabled", p.Target)
+		return Errorf(CodeUnauthorized, "%s is disabled", p.Target)
 	}
 	return nil
 }
@@ -132,7 +132,7 @@ func (p *principal) matches(match IfMatch) error {
 	case !exists:
 		return notFound(p.Target)
 	case match != AnyVersion && string(match) != id.ETag:
-		return refuse(CodePreconditionFailed, "%s has another ETag than If-Match says", p.Target)
+		return Errorf(CodePreconditionFailed, "%s has another ETag than If-Match says", p.Target)
 	}
 	return nil
 }
@@ -182,7 +182,7 @@ func (p *principal) write(id Identity) error {
 	if err != nil {
 		return err
 	}
-	return store.Commit(p.hub.store, store.Put(p.key(identitySuffix), value))
+	return translate(store.Commit(p.hub.store, store.Put(p.key(identitySuffix), value)), CodeServerError)
 }
 
 // remove makes the principal one that doesn't exist, and returns its session.

@@ -67,7 +67,7 @@ func parseContinuation(s, text string) (continuation, error) {
 		err = json.Unmarshal(decoded, &c)
 	}
 	if err != nil || c.Served < 1 || c.Served > math.MaxInt32 || c.Query != first.Query {
-		return c, refuse(CodeArgumentInvalid, "continuation token is not one of this query")
+		return c, Errorf(CodeArgumentInvalid, "continuation token is not one of this query")
 	}
 	return c, nil
 }
@@ -76,7 +76,7 @@ func parseContinuation(s, text string) (continuation, error) {
 // older, and code that relies on ours may fail there.
 //
 // Errors: CodeArgumentNull for no text, CodeArgumentInvalid, and
-// CodeInvalidOperation for a query of jobs.
+// CodeInvalidOperation for a query of jobs, which are package devicejobs'.
 func (h *Hub) Query(q Query) (QueryPage, error) {
 	if err := h.admit(OpQuery, Target{}, 0); err != nil {
 		return QueryPage{}, err
@@ -101,20 +101,20 @@ func (h *Hub) Query(q Query) (QueryPage, error) {
 	if last {
 		page.Continuation = ""
 	}
-	h.meterJSON(OpQuery, Target{}, page.Items)
+	h.MeterJSON(OpQuery, Target{}, page.Items)
 	return page, nil
 }
 
 func parseQuery(text string) (*query.Query, error) {
 	if strings.TrimSpace(text) == "" {
-		return nil, refuse(CodeArgumentNull, "the query is missing")
+		return nil, Errorf(CodeArgumentNull, "the query is missing")
 	}
 	q, err := query.Parse(text)
 	switch {
 	case err != nil:
-		return nil, refuse(CodeArgumentInvalid, "query: %s", err)
+		return nil, Errorf(CodeArgumentInvalid, "query: %s", err)
 	case q.Collection == query.Jobs:
-		return nil, refuse(CodeInvalidOperation, "queries of devices.jobs are not emulated")
+		return nil, Errorf(CodeInvalidOperation, "devices.jobs holds jobs, and here twins are asked for")
 	}
 	return q, nil
 }

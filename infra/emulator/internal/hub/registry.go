@@ -62,7 +62,7 @@ func (h *Hub) reserve(id string) (*device, error) {
 		h.mu.Lock()
 		if h.closed {
 			h.mu.Unlock()
-			return nil, refuse(CodeServiceUnavailable, "the hub is shutting down")
+			return nil, Errorf(CodeServiceUnavailable, "the hub is shutting down")
 		}
 		d := h.devices[id]
 		if d == nil {
@@ -79,7 +79,7 @@ func (h *Hub) reserve(id string) (*device, error) {
 		_, exists := d.current()
 		d.registry.Unlock()
 		if exists {
-			return nil, refuse(CodeDeviceAlreadyExists, "device %q is already registered", id)
+			return nil, Errorf(CodeDeviceAlreadyExists, "device %q is already registered", id)
 		}
 	}
 }
@@ -135,7 +135,7 @@ func (h *Hub) updateDevice(id Identity, match IfMatch) (Identity, error) {
 	}
 	if updated.Status == StatusDisabled {
 		for _, s := range d.sessions() {
-			s.end(refuse(CodeUnauthorized, "%s was disabled", d.Target))
+			s.end(Errorf(CodeUnauthorized, "%s was disabled", d.Target))
 		}
 	}
 	return d.snapshot(), nil
@@ -183,11 +183,11 @@ func (h *Hub) deleteDevice(deviceID string, match IfMatch) error {
 	q.Delete(tx)
 	h.feedback.forget(tx, d.DeviceID, d.identity.GenerationID)
 	tx.Add(store.DeletePrefix(d.keys()))
-	err = tx.Commit(context.Background()) // the hub has begun to forget the device
+	err = translate(tx.Commit(context.Background()), CodeServerError) // the hub has begun to forget the device
 	h.release(d)
 	q.Close()
 	for _, s := range d.sessions() {
-		s.end(refuse(CodeDeviceNotFound, "%s was deleted", d.Target))
+		s.end(Errorf(CodeDeviceNotFound, "%s was deleted", d.Target))
 	}
 	return err
 }

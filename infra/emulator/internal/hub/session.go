@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/broker"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/sas"
 )
 
 // AuthMethod is how the device or module of a session proved who it is. The hub
@@ -33,6 +34,15 @@ func (a AuthMethod) json() string {
 		return "" // strings only: it never fails
 	}
 	return string(text)
+}
+
+// ByToken is how whoever showed a token proved who it is.
+func ByToken(c sas.Claims) AuthMethod {
+	scope := Target{DeviceID: c.DeviceID, ModuleID: c.ModuleID}.scope()
+	if c.Policy != "" {
+		scope = "hub"
+	}
+	return AuthMethod{Scope: scope, Type: "sas"}
 }
 
 // ConnectOptions describe a connection.
@@ -96,17 +106,9 @@ func (h *Hub) Connect(ctx context.Context, deviceID string, opts ConnectOptions)
 		return nil, err
 	}
 	if earlier != nil {
-		earlier.end(refuse(CodeConnectionReplaced, "%s opened another connection", t))
+		earlier.end(Errorf(CodeConnectionReplaced, "%s opened another connection", t))
 	}
 	return s, nil
-}
-
-// scope is that of an AuthMethod with the target's own key.
-func (t Target) scope() string {
-	if t.ModuleID != "" {
-		return "module"
-	}
-	return "device"
 }
 
 // attach makes s the session of the principal and returns the one before.
@@ -115,7 +117,7 @@ func (p *principal) attach(s *Session) (*Session, error) {
 	p.hub.mu.RLock()
 	defer p.hub.mu.RUnlock()
 	if p.hub.closed {
-		return nil, refuse(CodeServiceUnavailable, "the hub is shutting down")
+		return nil, Errorf(CodeServiceUnavailable, "the hub is shutting down")
 	}
 	if d := p.device; p.ModuleID != "" {
 		// Held too, so that no module connects behind the end of its device.
@@ -171,20 +173,11 @@ func (p *principal) detach(s *Session) {
 // Target returns whose session it is.
 func (s *Session) Target() Target { return s.principal.Target }
 
-// DeviceID returns the device's ID.
-func (s *Session) DeviceID() string { return s.principal.DeviceID }
-
-// ModuleID returns the module's ID; empty for a session of a device.
-func (s *Session) ModuleID() string { return s.principal.ModuleID }
-
-// GenerationID returns the generation ID of the device or module.
-func (s *Session) GenerationID() string { return s.generation }
-
 // Done is closed when the session has ended: by Close, by another connection of
 // the device, because the device was disabled or deleted, or with the hub.
 func (s *Session) Done() <-chan struct{} { return s.done }
 
-// Err says why the session ended: nil before, errSessionClosed after Close.
+// Err says why the session ended: nil before, ErrSessionClosed after Close.
 func (s *Session) Err() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -231,7 +224,7 @@ func (s *Session) Touch() {
 // which has none.
 func (s *Session) Queue() (*broker.Queue, error) {
 	if s.principal.ModuleID != "" {
-		return nil, refuse(CodeInvalidOperation, "modules don't receive cloud-to-device messages")
+		return nil, Errorf(CodeInvalidOperation, "modules don't receive cloud-to-device messages")
 	}
 	return s.principal.device.c2d()
 }

@@ -2,14 +2,9 @@ package hub
 
 import (
 	"context"
-	"fmt"
 	"maps"
-	"net/url"
 	"slices"
-	"strings"
 	"time"
-
-	"github.com/google/uuid"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/broker"
@@ -51,33 +46,13 @@ func endpoints(opts Options) []Endpoint {
 	return all
 }
 
-// Names that the hub stamps on device-to-cloud messages (IoT Hub docs: "Create
-// and read IoT Hub messages"). A queue or topic gets them as application
-// properties and the built-in endpoint as message annotations.
-const (
-	PropertyDeviceID      = "iothub-connection-device-id"
-	PropertyModuleID      = "iothub-connection-module-id"
-	PropertyGenerationID  = "iothub-connection-auth-generation-id"
-	PropertyAuthMethod    = "iothub-connection-auth-method"
-	PropertyEnqueuedTime  = "iothub-enqueuedtime"
-	PropertyMessageSource = "iothub-message-source"
-
-	sourceTelemetry = "Telemetry"
-)
-
-// reserved tells the application properties that only the hub may set.
-func reserved(name string) bool {
-	name = strings.ToLower(name)
-	return strings.HasPrefix(name, "iothub-connection-") || name == PropertyEnqueuedTime || name == PropertyMessageSource
-}
-
 // Publish takes a device-to-cloud message: it stamps it and stores it at all
 // endpoints that a route leads to, and returns when it is there.
 //
-// The message carries the system properties that the device set in Properties;
-// iothub-creation-time-utc among the ApplicationProperties; dt-subject,
-// dt-dataschema and iothub-interface-id among the Annotations. The hub takes
-// the message over.
+// The message carries the system properties that the device set in Properties,
+// its IDs as text; PropertyCreationTime and PropertySchema among the
+// ApplicationProperties; the Annotation constants among the Annotations. The hub
+// takes the message over.
 //
 // Errors: CodeMessageTooLarge, CodeServiceUnavailable when an endpoint is full,
 // and the reason of a session that has ended.
@@ -136,28 +111,31 @@ func (s *Session) admitD2C(batch []*amqp.Message) error {
 	if err := s.Err(); err != nil {
 		return err
 	}
-	total := 0
-	for _, m := range batch {
-		total += broker.MessageSize(m)
+	h, from := s.principal.hub, s.principal.Target
+	if len(batch) == 1 { // nearly always, so without making a slice
+		n := broker.MessageSize(batch[0])
+		if n > MaxD2CMessageSize {
+			return tooLarge(n)
+		}
+		return h.admit(OpD2C, from, n)
+	}
+	parts, total := make([]Part, len(batch)), 0
+	for i, m := range batch {
+		parts[i] = Part{from, broker.MessageSize(m)}
+		total += parts[i].Bytes
 	}
 	if total > MaxD2CMessageSize {
-		return refuse(CodeMessageTooLarge, "message has %d bytes of at most %d", total, MaxD2CMessageSize)
+		return tooLarge(total)
 	}
-	h := s.principal.hub
-	if h.opts.Gate == nil {
-		return nil
-	}
-	for _, m := range batch {
-		if err := h.admit(OpD2C, s.principal.Target, broker.MessageSize(m)); err != nil {
-			return err
-		}
-	}
-	return nil
+	return h.admitAll(OpD2C, parts)
+}
+
+func tooLarge(bytes int) error {
+	return Errorf(CodeMessageTooLarge, "message has %d bytes of at most %d", bytes, MaxD2CMessageSize)
 }
 
 func (s *Session) stage(tx *broker.Tx, m *amqp.Message) error {
 	h, from := s.principal.hub, s.principal.Target
-	normaliseIDs(m)
 	for _, endpoint := range h.endpoints {
 		var err error
 		if endpoint == nil {
@@ -227,43 +205,4 @@ func (s *Session) bare(m *amqp.Message) *amqp.Message {
 		}
 	}
 	return c
-}
-
-// address begins the addresses of what the target sends and receives.
-func (t Target) address() string {
-	address := "/devices/" + url.PathEscape(t.DeviceID)
-	if t.ModuleID != "" {
-		address += "/modules/" + url.PathEscape(t.ModuleID)
-	}
-	return address
-}
-
-// normaliseIDs turns message and correlation IDs into text. The Node SDKs send
-// those that look like a UUID as one (azure-iot-device-amqp, message
-// conversion), but feedback, MQTT and Service Bus clients know text only.
-func normaliseIDs(m *amqp.Message) {
-	if m.Properties == nil || isText(m.Properties.MessageID) && isText(m.Properties.CorrelationID) {
-		return
-	}
-	p := *m.Properties
-	p.MessageID, p.CorrelationID = idText(p.MessageID), idText(p.CorrelationID)
-	m.Properties = &p
-}
-
-func isText(id any) bool {
-	_, ok := id.(string)
-	return ok || id == nil
-}
-
-func idText(id any) any {
-	switch id := id.(type) {
-	case nil, string:
-		return id
-	case amqp.UUID:
-		return uuid.UUID(id).String()
-	case []byte:
-		return string(id)
-	default:
-		return fmt.Sprint(id)
-	}
 }

@@ -61,18 +61,8 @@ func (h *Hub) GetTwin(t Target) (Twin, error) {
 		return Twin{}, err
 	}
 	w := p.twin()
-	h.meterJSON(OpTwinRead, t, w)
+	h.MeterJSON(OpTwinRead, t, w)
 	return w, nil
-}
-
-// meterJSON tells the meter the size of an answer in JSON.
-func (h *Hub) meterJSON(op Operation, t Target, answer any) {
-	if h.opts.Meter == nil {
-		return
-	}
-	if text, err := json.Marshal(answer); err == nil {
-		h.meter(op, t, len(text))
-	}
 }
 
 // PatchTwin merges a patch into tags and desired properties, where null deletes,
@@ -113,7 +103,7 @@ func (h *Hub) writeTwin(ctx context.Context, t Target, patch TwinPatch, match If
 	}
 	before := p.document()
 	if match != "" && match != AnyVersion && string(match) != before.ETag() {
-		return Twin{}, refuse(CodePreconditionFailed, "the twin of %s has another ETag than If-Match says", t)
+		return Twin{}, Errorf(CodePreconditionFailed, "the twin of %s has another ETag than If-Match says", t)
 	}
 	next, notice, err := write(before, twin.Write{Tags: patch.Tags, Desired: patch.Properties.Desired}, time.Now())
 	if err != nil {
@@ -131,9 +121,9 @@ func (h *Hub) writeTwin(ctx context.Context, t Target, patch TwinPatch, match If
 // refuseTwin gives an error of package twin the hub's code.
 func refuseTwin(err error) error {
 	if errors.Is(err, twin.ErrFormat) {
-		return refuse(CodeFormatError, "%s", err)
+		return Errorf(CodeFormatError, "%s", err)
 	}
-	return refuse(CodeArgumentInvalid, "%s", err)
+	return Errorf(CodeArgumentInvalid, "%s", err)
 }
 
 // document returns the twin, which a principal has from the beginning.
@@ -238,19 +228,12 @@ func (s *Session) ReadTwin() ([]byte, error) {
 }
 
 // UpdateReported merges a patch into the reported properties, where null deletes,
-// and returns their version.
+// and returns their version. base is the version that they must have before, as
+// azure-iot-sdk-java asks for (DeviceTwin.java); 0 means any.
 //
-// Errors: CodeArgumentInvalid for what a twin can't hold, CodeFormatError, or why
-// the session ended.
-func (s *Session) UpdateReported(ctx context.Context, patch []byte) (version int64, err error) {
-	return s.UpdateReportedIf(ctx, patch, 0)
-}
-
-// UpdateReportedIf is UpdateReported on condition that the reported properties
-// have a version, as azure-iot-sdk-java asks for ($version of the topic, version
-// of the message annotations); CodePreconditionFailed if they have another. 0
-// means any.
-func (s *Session) UpdateReportedIf(ctx context.Context, patch []byte, base int64) (version int64, err error) {
+// Errors: CodePreconditionFailed, CodeArgumentInvalid for what a twin can't hold,
+// CodeFormatError, or why the session ended.
+func (s *Session) UpdateReported(ctx context.Context, patch []byte, base int64) (version int64, err error) {
 	p := s.principal
 	if err := p.hub.admit(OpTwinUpdate, s.Target(), len(patch)); err != nil {
 		return 0, err
@@ -266,7 +249,7 @@ func (s *Session) UpdateReportedIf(ctx context.Context, patch []byte, base int64
 	s.Touch()
 	before := p.document()
 	if base != 0 && base != before.ReportedVersion() {
-		return 0, refuse(CodePreconditionFailed, "reported properties of %s have version %d and not %d", p.Target, before.ReportedVersion(), base)
+		return 0, Errorf(CodePreconditionFailed, "reported properties of %s have version %d and not %d", p.Target, before.ReportedVersion(), base)
 	}
 	next, err := before.Report(patch, time.Now())
 	if err != nil {

@@ -39,7 +39,7 @@ func patchTwin(t testing.TB, h *hub.Hub, target hub.Target, body string) hub.Twi
 
 func report(t testing.TB, s *hub.Session, patch string) int64 {
 	t.Helper()
-	version, err := s.UpdateReported(t.Context(), []byte(patch))
+	version, err := s.UpdateReported(t.Context(), []byte(patch), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,13 +149,13 @@ func TestTwinConditions(t *testing.T) {
 	wantCode(t, "what a twin can't hold", err, hub.CodeArgumentInvalid)
 	_, err = h.PatchTwin(t.Context(), target, hub.TwinPatch{Tags: []byte(`{"a"`)}, "")
 	wantCode(t, "no JSON", err, hub.CodeFormatError)
-	_, err = s.UpdateReported(t.Context(), []byte(`{"a":[null]}`))
+	_, err = s.UpdateReported(t.Context(), []byte(`{"a":[null]}`), 0)
 	wantCode(t, "what a report can't hold", err, hub.CodeArgumentInvalid)
-	_, err = s.UpdateReported(t.Context(), []byte(`nothing`))
+	_, err = s.UpdateReported(t.Context(), []byte(`nothing`), 0)
 	wantCode(t, "report that is no JSON", err, hub.CodeFormatError)
-	_, err = s.UpdateReportedIf(t.Context(), []byte(`{"r":2}`), 1)
+	_, err = s.UpdateReported(t.Context(), []byte(`{"r":2}`), 1)
 	wantCode(t, "report to an old version", err, hub.CodePreconditionFailed)
-	version, err := s.UpdateReportedIf(t.Context(), []byte(`{"r":2}`), 2)
+	version, err := s.UpdateReported(t.Context(), []byte(`{"r":2}`), 2)
 	check(t, "report to the version", fmt.Sprint(version, err), "3 <nil>")
 	check(t, "view", view(t, s), `{"desired":{"a":1,"$version":2},"reported":{"r":2,"$version":3}}`)
 }
@@ -218,7 +218,7 @@ func TestWatchDesired(t *testing.T) {
 	s.WatchDesired(ofDevice.deliver)
 	patchTwin(t, h.Hub, device, `{"properties":{"desired":{"h":1}}}`)
 	check(t, "watched by a session that has ended", ofDevice.take(), "")
-	if _, err := s.UpdateReported(t.Context(), []byte(`{"r":2}`)); err == nil {
+	if _, err := s.UpdateReported(t.Context(), []byte(`{"r":2}`), 0); err == nil {
 		t.Error("a session that has ended wrote reported properties")
 	}
 	if _, err := s.ReadTwin(); err == nil {
@@ -332,7 +332,7 @@ func TestTwinsInTurns(t *testing.T) {
 		wg.Go(func() {
 			last := int64(0)
 			for i := range writes {
-				version, err := s.UpdateReported(context.Background(), fmt.Appendf(nil, `{"r%d":%d}`, w, i))
+				version, err := s.UpdateReported(context.Background(), fmt.Appendf(nil, `{"r%d":%d}`, w, i), 0)
 				if err != nil || version <= last {
 					t.Errorf("version %d after %d: %v", version, last, err)
 				}
@@ -447,7 +447,7 @@ func TestTwinGate(t *testing.T) {
 			return err
 		}},
 		{"twin-update d/m 2", func() error { _, err := h.ReplaceTwin(ctx, module, twinPatch(t, `{"tags":{}}`), ""); return err }},
-		{"twin-update d/m 7", func() error { _, err := m.UpdateReported(ctx, []byte(`{"r":1}`)); return err }},
+		{"twin-update d/m 7", func() error { _, err := m.UpdateReported(ctx, []byte(`{"r":1}`), 0); return err }},
 		{"query / 0", func() error { _, err := h.Query(hub.Query{Text: "SELECT tags FROM devices"}); return err }},
 	} {
 		g.set(true)

@@ -1,61 +1,26 @@
 package mqtt_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/sha1"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/hex"
-	"math/big"
 	"net"
 	"testing"
-	"time"
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/store"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/x509test"
 )
 
-// issue makes a certificate signed by a parent, or by itself for nil.
-func issue(t *testing.T, name string, parent *tls.Certificate) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
-	template := &x509.Certificate{
-		SerialNumber:          big.NewInt(time.Now().UnixNano()),
-		Subject:               pkix.Name{CommonName: name},
-		NotBefore:             time.Now().Add(-time.Hour),
-		NotAfter:              time.Now().Add(time.Hour),
-		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-		BasicConstraintsValid: true,
-		IsCA:                  parent == nil,
-	}
-	signer, signerKey := template, any(key)
-	if parent != nil {
-		signer, signerKey = parent.Leaf, parent.PrivateKey
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, signer, &key.PublicKey, signerKey)
-	must(t, err)
-	leaf, err := x509.ParseCertificate(der)
-	must(t, err)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
-}
-
-func thumbprint(c tls.Certificate) *string {
-	sum := sha1.Sum(c.Leaf.Raw)
-	text := hex.EncodeToString(sum[:])
-	return &text
-}
-
 // dialWith opens a TLS connection with client certificates.
-func (f *fixture) dialWith(addr string, certificates ...tls.Certificate) *client {
+func (f *fixture) dialWith(addr string, certificates ...*tls.Certificate) *client {
 	f.t.Helper()
-	nc, err := tls.Dial("tcp", addr, &tls.Config{RootCAs: f.roots(), ServerName: hubName, Certificates: certificates})
+	config := &tls.Config{RootCAs: f.roots(), ServerName: hubName}
+	for _, c := range certificates {
+		config.Certificates = append(config.Certificates, *c)
+	}
+	nc, err := tls.Dial("tcp", addr, config)
 	must(f.t, err)
 	return newClient(f.t, nc)
 }
@@ -69,11 +34,12 @@ func (f *fixture) roots() *x509.CertPool {
 
 func TestCertificates(t *testing.T) {
 	t.Parallel()
-	ca := issue(t, "devices", nil)
+	ca := x509test.Issue(t, "devices", nil, x509test.AsCA)
 	roots := x509.NewCertPool()
 	roots.AddCert(ca.Leaf)
 	f := newFixture(t, store.Memory(), nil, func(o *hub.Options) { o.DeviceCAs = roots })
-	own, spare, foreign := issue(t, "own", nil), issue(t, "spare", nil), issue(t, "foreign", nil)
+	own, spare := x509test.Issue(t, "own", nil), x509test.Issue(t, "spare", nil)
+	foreign := x509test.Issue(t, "foreign", nil, x509test.AsCA)
 	add := func(id string, a hub.Authentication) hub.Target {
 		_, err := f.hub.CreateDevice(t.Context(), hub.Identity{DeviceID: id, Authentication: a})
 		must(t, err)
@@ -81,37 +47,37 @@ func TestCertificates(t *testing.T) {
 	}
 	pinned := add("pinned", hub.Authentication{
 		Type:           hub.AuthSelfSigned,
-		X509Thumbprint: hub.X509Thumbprint{PrimaryThumbprint: thumbprint(own), SecondaryThumbprint: thumbprint(spare)},
+		X509Thumbprint: hub.X509Thumbprint{PrimaryThumbprint: x509test.Thumbprint(own), SecondaryThumbprint: x509test.Thumbprint(spare)},
 	})
 	signed := add("signed", hub.Authentication{Type: hub.AuthAuthority})
 	pinnedModule := hub.Target{DeviceID: deviceID, ModuleID: "pinned"}
 	_, err := f.hub.CreateModule(t.Context(), hub.Module{DeviceID: deviceID, ModuleID: "pinned", Authentication: hub.Authentication{
-		Type: hub.AuthSelfSigned, X509Thumbprint: hub.X509Thumbprint{PrimaryThumbprint: thumbprint(own)},
+		Type: hub.AuthSelfSigned, X509Thumbprint: hub.X509Thumbprint{PrimaryThumbprint: x509test.Thumbprint(own)},
 	}})
 	must(t, err)
-	ofSigned := issue(t, "signed", &ca)
+	ofSigned := x509test.Issue(t, "signed", ca)
 	addr := f.listen()
 	tests := map[string]struct {
-		certificates []tls.Certificate
+		certificates []*tls.Certificate
 		change       func(*packets.ConnectPacket)
 		want         byte
 	}{
-		"thumbprint":             {[]tls.Certificate{own}, f.as(pinned, ""), 0},
-		"secondary thumbprint":   {[]tls.Certificate{spare}, f.as(pinned, ""), 0},
-		"module's thumbprint":    {[]tls.Certificate{own}, f.as(pinnedModule, ""), 0},
-		"signed by the CA":       {[]tls.Certificate{ofSigned}, f.as(signed, ""), 0},
-		"another certificate":    {[]tls.Certificate{foreign}, f.as(pinned, ""), 5},
+		"thumbprint":             {[]*tls.Certificate{own}, f.as(pinned, ""), 0},
+		"secondary thumbprint":   {[]*tls.Certificate{spare}, f.as(pinned, ""), 0},
+		"module's thumbprint":    {[]*tls.Certificate{own}, f.as(pinnedModule, ""), 0},
+		"signed by the CA":       {[]*tls.Certificate{ofSigned}, f.as(signed, ""), 0},
+		"another certificate":    {[]*tls.Certificate{foreign}, f.as(pinned, ""), 5},
 		"no certificate":         {nil, f.as(pinned, ""), 5},
-		"of another device":      {[]tls.Certificate{issue(t, "other", &ca)}, f.as(signed, ""), 5},
-		"of another authority":   {[]tls.Certificate{issue(t, "signed", &foreign)}, f.as(signed, ""), 5},
-		"device with keys":       {[]tls.Certificate{own}, f.as(self, ""), 5},
-		"token of such a device": {[]tls.Certificate{own}, f.as(pinned, f.key), 5},
-		"token, unasked":         {[]tls.Certificate{foreign}, f.as(self, f.key), 0},
-		"empty password": {[]tls.Certificate{own}, func(p *packets.ConnectPacket) {
+		"of another device":      {[]*tls.Certificate{x509test.Issue(t, "other", ca)}, f.as(signed, ""), 5},
+		"of another authority":   {[]*tls.Certificate{x509test.Issue(t, "signed", foreign)}, f.as(signed, ""), 5},
+		"device with keys":       {[]*tls.Certificate{own}, f.as(self, ""), 5},
+		"token of such a device": {[]*tls.Certificate{own}, f.as(pinned, f.key), 5},
+		"token, unasked":         {[]*tls.Certificate{foreign}, f.as(self, f.key), 0},
+		"empty password": {[]*tls.Certificate{own}, func(p *packets.ConnectPacket) {
 			f.as(pinned, "")(p)
 			p.PasswordFlag = true
 		}, 0},
-		"user name, other host": {[]tls.Certificate{own}, func(p *packets.ConnectPacket) {
+		"user name, other host": {[]*tls.Certificate{own}, func(p *packets.ConnectPacket) {
 			f.as(pinned, "")(p)
 			p.Username = "elsewhere/pinned"
 		}, 5},

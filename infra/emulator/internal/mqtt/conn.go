@@ -37,7 +37,7 @@ type conn struct {
 	target  hub.Target
 	modelID string // that the device says it implements, if it does
 	session *hub.Session
-	auth    hub.AuthMethod // zero for the identity's own key
+	auth    hub.AuthMethod
 	clean   bool
 	idle    time.Duration
 	expires time.Time // zero for never

@@ -218,9 +218,7 @@ func (c *conn) authenticateSAS(user userName, token string) error {
 		err = fmt.Errorf("policy %q lacks the permission %s", claims.Policy, sas.DeviceConnect)
 	case err == nil:
 		c.expires = claims.Expires
-		if claims.Policy != "" {
-			c.auth = hub.AuthMethod{Scope: "hub", Type: "sas"}
-		}
+		c.auth = hub.ByToken(claims)
 		return nil
 	case !sas.Refused(err):
 		return refuse(packets.ErrRefusedServerUnavailable, err)

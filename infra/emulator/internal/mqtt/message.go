@@ -1,15 +1,14 @@
 package mqtt
 
 import (
-	"encoding/base64"
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
 )
 
 // Keys of system properties in a property bag (IoT Hub docs: "Create and read
@@ -30,16 +29,13 @@ const (
 	keyOutput          = "$.on"
 )
 
-// Names under which a message carries what has no place in AMQP's properties.
+// Application properties that only messages over MQTT have (IoT Hub docs:
+// "Communicate with an IoT hub using the MQTT protocol"; azure-iot-device-mqtt
+// mqtt.ts).
 const (
-	propertyCreationTime = "iothub-creation-time-utc"
-	propertySchema       = "iothub-message-schema"
-	propertyOutput       = "iothub-outputname"
-	propertyRetain       = "mqtt-retain"
-	propertyMessageType  = "iothub-MessageType"
-	annotationSubject    = "dt-subject"
-	annotationInterface  = "iothub-interface-id"
-	annotationModel      = "dt-dataschema"
+	propertyOutput      = "iothub-outputname"
+	propertyRetain      = "mqtt-retain"
+	propertyMessageType = "iothub-MessageType"
 )
 
 // messageTypeWill marks telemetry that is a device's last will.
@@ -94,9 +90,9 @@ func setSystemProperty(m *amqp.Message, p property) error {
 		}
 		props.AbsoluteExpiryTime = &t
 	case keyComponent:
-		setAnnotation(m, annotationSubject, p.value)
+		setAnnotation(m, hub.AnnotationComponent, p.value)
 	case keyInterface:
-		setAnnotation(m, annotationInterface, p.value)
+		setAnnotation(m, hub.AnnotationInterface, p.value)
 	default:
 		setApplicationProperty(m, p)
 	}
@@ -107,9 +103,9 @@ func setApplicationProperty(m *amqp.Message, p property) {
 	key := p.key
 	switch p.key {
 	case keyCreationTime:
-		key = propertyCreationTime
+		key = hub.PropertyCreationTime
 	case keySchema:
-		key = propertySchema
+		key = hub.PropertySchema
 	case keyOutput:
 		key = propertyOutput
 	case "$.cdid", "$.cmid", "$.diagid", "$.diagctx":
@@ -149,7 +145,7 @@ func deviceboundBag(deviceID string, m *amqp.Message) []property {
 	bag := systemProperties(deviceID, m.Properties)
 	for _, key := range slices.Sorted(maps.Keys(m.ApplicationProperties)) {
 		value := m.ApplicationProperties[key]
-		bag = append(bag, property{key: key, value: text(value), null: value == nil})
+		bag = append(bag, property{key: key, value: hub.Text(value), null: value == nil})
 	}
 	return bag
 }
@@ -168,9 +164,9 @@ func systemProperties(deviceID string, p *amqp.Properties) []property {
 			bag = append(bag, property{key: key, value: value})
 		}
 	}
-	add(keyMessageID, text(p.MessageID))
+	add(keyMessageID, hub.Text(p.MessageID))
 	add(keyTo, to)
-	add(keyCorrelationID, text(p.CorrelationID))
+	add(keyCorrelationID, hub.Text(p.CorrelationID))
 	add(keyUserID, string(p.UserID))
 	add(keyContentType, deref(p.ContentType))
 	add(keyContentEncoding, deref(p.ContentEncoding))
@@ -181,10 +177,9 @@ func systemProperties(deviceID string, p *amqp.Properties) []property {
 // topicSlash starts the address in $.to, which, unlike a topic, has one.
 const topicSlash = "/"
 
-// expiryText is RFC 3339, which amenzhinsky/iothub insists on. It sends Go's
-// zero time for no expiry, so times before 1970 count as unset.
+// expiryText is RFC 3339, which amenzhinsky/iothub insists on.
 func expiryText(t *time.Time) string {
-	if t == nil || t.Unix() <= 0 {
+	if t == nil {
 		return ""
 	}
 	return t.UTC().Format("2006-01-02T15:04:05.000Z")
@@ -195,25 +190,4 @@ func deref(s *string) string {
 		return ""
 	}
 	return *s
-}
-
-// text writes an AMQP value as a property of a topic, where all values are text.
-func text(v any) string {
-	switch v := v.(type) {
-	case nil:
-		return ""
-	case string:
-		return v
-	case amqp.Symbol:
-		return string(v)
-	case []byte:
-		return base64.StdEncoding.EncodeToString(v)
-	case time.Time:
-		return v.UTC().Format(time.RFC3339Nano)
-	case float32:
-		return strconv.FormatFloat(float64(v), 'g', -1, 32)
-	case float64:
-		return strconv.FormatFloat(v, 'g', -1, 64)
-	}
-	return fmt.Sprint(v) // numbers, booleans, and amqp.UUID by its String
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/netconn"
 )
 
 // peerCertificates returns the certificates that the client showed in its TLS
@@ -21,15 +22,7 @@ func peerCertificates(nc net.Conn) []*x509.Certificate {
 // identify tells the connection, or one below it, whose it is, if it wants to
 // know. A listener that breaks the connections of one device in a test does.
 func identify(nc net.Conn, t hub.Target) {
-	for nc != nil {
-		if c, ok := nc.(interface{ SetPeer(hub.Target) }); ok {
-			c.SetPeer(t)
-			return
-		}
-		below, ok := nc.(interface{ NetConn() net.Conn })
-		if !ok {
-			return
-		}
-		nc = below.NetConn()
+	if c, ok := netconn.As[interface{ SetPeer(hub.Target) }](nc); ok {
+		c.SetPeer(t)
 	}
 }

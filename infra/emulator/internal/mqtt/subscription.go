@@ -25,8 +25,10 @@ const (
 )
 
 // featureOf returns what a filter subscribes to. A hub knows four filters and
-// no others: no wildcards but the last #. Modules receive no cloud-to-device
-// messages, and know three.
+// no others: no wildcards but the last #, and none for a single method, which
+// devices have to pick out themselves (IoT Hub docs: "Understand and invoke direct
+// methods from IoT Hub", MQTT, Method invocation). Modules receive no
+// cloud-to-device messages, and know three.
 func featureOf(t hub.Target, filter string) feature {
 	switch filter {
 	case topicMethodRequest + "#":
@@ -56,8 +58,7 @@ type grant struct {
 }
 
 // subscriptions are those of one device or module, at most one filter a
-// feature: there is no need for the hub's limit of 5. They are not safe for
-// concurrent use.
+// feature. They are not safe for concurrent use.
 type subscriptions [features]grant
 
 func (s *subscriptions) has(f feature) bool { return s[f].Filter != "" }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
 )
@@ -112,7 +111,7 @@ func (c *conn) answerTwin(ctx context.Context, r twinRequest) error {
 	if r.patch == nil {
 		return c.readTwin(r)
 	}
-	version, err := c.session.UpdateReportedIf(ctx, r.patch, r.base)
+	version, err := c.session.UpdateReported(ctx, r.patch, r.base)
 	if err != nil {
 		return c.refuseTwin(r, err)
 	}
@@ -140,15 +139,6 @@ func (c *conn) readTwin(r twinRequest) error {
 	}
 }
 
-// failure is the body of a twin answer that is an error (azure-iot-device-mqtt
-// mqtt_twin_client.ts).
-type failure struct {
-	ErrorCode    int    `json:"errorCode"`
-	TrackingID   string `json:"trackingId"`
-	Message      string `json:"message"`
-	TimestampUTC string `json:"timestampUtc"`
-}
-
 // refuseTwin answers with an error: status 400, 429 or another of the hub's (IoT
 // Hub docs: "Communicate with an IoT hub using the MQTT protocol").
 func (c *conn) refuseTwin(r twinRequest, err error) error {
@@ -159,12 +149,7 @@ func (c *conn) refuseTwin(r twinRequest, err error) error {
 	if e.Code == hub.CodeServerError {
 		c.log().Warn("twin request failed", "error", err)
 	}
-	body, err := json.Marshal(failure{
-		ErrorCode:    int(e.Code),
-		TrackingID:   e.TrackingID,
-		Message:      e.Message,
-		TimestampUTC: time.Now().UTC().Format(time.RFC3339),
-	})
+	body, err := json.Marshal(e.Body())
 	if err != nil {
 		return fmt.Errorf("encode twin error: %w", err)
 	}

@@ -56,7 +56,7 @@ func (c *conn) publish(ctx context.Context, p *publish) error {
 		return err
 	}
 	if c.modelID != "" {
-		setAnnotation(m, annotationModel, c.modelID)
+		setAnnotation(m, hub.AnnotationModel, c.modelID)
 	}
 	return c.store(ctx, c.acks.begin(p), m)
 }

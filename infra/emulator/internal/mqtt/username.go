@@ -69,10 +69,4 @@ func (u userName) clientID() string {
 }
 
 // resource is what a token must be good for.
-func (u userName) resource() string {
-	r := u.host + "/devices/" + u.target.DeviceID
-	if u.target.ModuleID != "" {
-		r += "/modules/" + u.target.ModuleID
-	}
-	return r
-}
+func (u userName) resource() string { return u.host + "/" + u.target.Path() }

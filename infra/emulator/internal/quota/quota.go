@@ -6,16 +6,13 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/store"
 )
 
 // Gate enforces the limits of a tier; it implements hub.Gate and hub.Meter.
-// Operations count
-// when they are admitted, also those that fail afterwards: the cloud charges
-// those that succeed only, which nobody knows beforehand.
+// Operations count when they are admitted, also those that fail afterwards: the
+// cloud charges those that succeed only, which nobody knows beforehand.
 type Gate struct {
 	tier    Tier
 	units   int
@@ -45,23 +42,34 @@ func Open(s store.Store, tier Tier, units int) (*Gate, error) {
 // quota.
 func (g *Gate) Used() (messages, quota int64) { return g.days.used(), g.days.limit }
 
-// Close makes the count of today durable.
-func (g *Gate) Close() { g.days.close() }
-
 // Admit implements hub.Gate: hub.CodeThrottling with a time to wait,
 // hub.CodeQuotaExceeded, or hub.CodeNotInTier.
 func (g *Gate) Admit(op hub.Operation, _ hub.Target, bytes int) error {
+	return g.admit(op, cost(op, bytes), g.messages(bytes))
+}
+
+// AdmitAll implements hub.Gate, with the errors of Admit.
+func (g *Gate) AdmitAll(op hub.Operation, parts []hub.Part) error {
+	var tokens float64
+	var messages int64
+	for _, p := range parts {
+		tokens += cost(op, p.Bytes)
+		messages += g.messages(p.Bytes)
+	}
+	return g.admit(op, tokens, messages)
+}
+
+func (g *Gate) admit(op hub.Operation, tokens float64, messages int64) error {
 	if standardOnly[op] && g.tier.basic() {
-		return refuse(hub.CodeNotInTier, 0, "%s is not available in the basic tier %s", op, g.tier)
+		return hub.Errorf(hub.CodeNotInTier, "%s is not available in the basic tier %s", op, g.tier)
 	}
-	if wait, ok := g.buckets[op].take(cost(op, bytes)); !ok {
-		return refuse(hub.CodeThrottling, wait, "%s is throttled on a hub with %d unit(s) of %s", op, g.units, g.tier)
+	if wait, ok := g.buckets[op].take(tokens); !ok {
+		e := hub.Errorf(hub.CodeThrottling, "%s is throttled on a hub with %d unit(s) of %s", op, g.units, g.tier)
+		e.RetryAfter = wait
+		return e
 	}
-	if !metered[op] {
-		return nil
-	}
-	if !g.days.add(g.messages(bytes)) {
-		return refuse(hub.CodeQuotaExceeded, 0, "the daily quota of %d messages is used up until 00:00 UTC", g.days.limit)
+	if metered[op] && !g.days.add(messages) {
+		return hub.Errorf(hub.CodeQuotaExceeded, "the daily quota of %d messages is used up until 00:00 UTC", g.days.limit)
 	}
 	return nil
 }
@@ -108,29 +116,18 @@ var metered = [hub.NumOperations]bool{
 	hub.OpTwinRead:   true,
 	hub.OpTwinUpdate: true,
 	hub.OpQuery:      true,
-	hub.OpFileUpload: true,
-}
-
-func refuse(code hub.Code, wait time.Duration, format string, args ...any) error {
-	return &hub.Error{Code: code, Message: fmt.Sprintf(format, args...), TrackingID: uuid.NewString(), RetryAfter: wait}
 }
 
 // key holds the count of today in the store.
 const key = "quota/today"
-
-// saveEvery is how long a change of the count waits for others before it is made
-// durable. A process that is killed forgets as much.
-const saveEvery = time.Second
 
 // days counts the messages of each day.
 type days struct {
 	store store.Store
 	limit int64
 
-	mu     sync.Mutex // guards all below
-	count  count
-	saving *time.Timer // nil while what the store has is right
-	closed bool
+	mu    sync.Mutex // guards count
+	count count
 }
 
 // count is the record of a day.
@@ -184,37 +181,15 @@ func (d *days) force(n int64) {
 	d.change(n)
 }
 
+// change counts messages in the store too, which groups the writes. It doesn't
+// wait, because an operation reaches the store behind its count: when it is durable,
+// so is the count. A store that has failed says so itself. The caller holds mu.
 func (d *days) change(n int64) {
 	d.count.Messages += n
-	if n != 0 && d.saving == nil && !d.closed && d.store.Durable() {
-		d.saving = time.AfterFunc(saveEvery, d.save)
+	if n == 0 || !d.store.Durable() {
+		return
 	}
-}
-
-func (d *days) save() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.saving == nil {
-		return // close was faster
-	}
-	d.saving = nil
-	d.submit()
-}
-
-// submit doesn't wait for the disk, and a store that has failed says so itself.
-func (d *days) submit() {
 	if value, err := json.Marshal(d.count); err == nil { // text and a number: it never fails
 		d.store.Submit(nil, store.Put(key, value))
-	}
-}
-
-func (d *days) close() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.closed = true
-	if d.saving != nil {
-		d.saving.Stop()
-		d.saving = nil
-		d.submit()
 	}
 }

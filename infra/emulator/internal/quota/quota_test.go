@@ -2,6 +2,7 @@ package quota_test
 
 import (
 	"errors"
+	"os"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -22,7 +23,6 @@ func open(t *testing.T, s store.Store, tier quota.Tier, units int) *quota.Gate {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(g.Close)
 	return g
 }
 
@@ -83,8 +83,6 @@ func TestThrottles(t *testing.T) {
 		"twin updates on S3":       {quota.S3, 2, hub.OpTwinUpdate, 0, 500 * 60, 2 * time.Millisecond},
 		"large twin updates":       {quota.S1, 1, hub.OpTwinUpdate, 9 << 10, 1000, 60 * time.Millisecond},
 		"jobs":                     {quota.S1, 1, hub.OpJob, 0, 100, 600 * time.Millisecond},
-		"file uploads":             {quota.S1, 1, hub.OpFileUpload, 0, 100, 600 * time.Millisecond},
-		"configurations":           {quota.S3, 1, hub.OpConfiguration, 0, 20, 3 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -145,7 +143,6 @@ func TestWhatCounts(t *testing.T) {
 		"twin that is not there": {quota.S1, step{hub.OpTwinRead, 0, -1}, 1},
 		"twin update":            {quota.S1, step{hub.OpTwinUpdate, 12 << 10, -1}, 3},
 		"query":                  {quota.S1, step{hub.OpQuery, 0, 9 << 10}, 3},
-		"file upload":            {quota.S1, step{hub.OpFileUpload, 100, -1}, 1},
 		"connection":             {quota.S1, step{hub.OpConnect, 0, -1}, 0},
 		"registry":               {quota.S1, step{hub.OpRegistry, 5000, 5000}, 0},
 		"receiving over HTTPS":   {quota.S1, step{hub.OpC2DReceive, 0, 100}, 0},
@@ -214,10 +211,10 @@ func TestQuotaGrowsWithUnits(t *testing.T) {
 func TestBasicTiersLackOperations(t *testing.T) {
 	t.Parallel()
 	g := open(t, store.Memory(), quota.B1, 1)
-	for _, op := range []hub.Operation{hub.OpC2D, hub.OpC2DReceive, hub.OpMethod, hub.OpTwinRead, hub.OpTwinUpdate, hub.OpJob, hub.OpConfiguration} {
+	for _, op := range []hub.Operation{hub.OpC2D, hub.OpC2DReceive, hub.OpMethod, hub.OpTwinRead, hub.OpTwinUpdate, hub.OpJob} {
 		wantCode(t, g.Admit(op, hub.Target{}, 0), hub.CodeNotInTier)
 	}
-	for _, op := range []hub.Operation{hub.OpConnect, hub.OpD2C, hub.OpRegistry, hub.OpQuery, hub.OpFileUpload} {
+	for _, op := range []hub.Operation{hub.OpConnect, hub.OpD2C, hub.OpRegistry, hub.OpQuery} {
 		if err := g.Admit(op, hub.Target{}, 0); err != nil {
 			t.Errorf("%v: %v", op, err)
 		}
@@ -237,52 +234,26 @@ func TestCountOutlivesTheProcess(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	g.Close()
+	// An operation that is stored, so that clients may hear of it, is counted even
+	// if the process is killed then.
+	if err := store.Commit(s, store.Put("message", nil)); err != nil {
+		t.Fatal(err)
+	}
+	killed := t.TempDir()
+	if err := os.CopyFS(killed, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if s, err = store.Open(dir); err != nil {
-		t.Fatal(err)
+	for _, dir := range []string{killed, dir} {
+		s, err := store.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		wantUsed(t, open(t, s, quota.S1, 2), 10)
 	}
-	defer s.Close()
-	wantUsed(t, open(t, s, quota.S1, 2), 10)
-}
-
-// counting is a store that notes when it is written to.
-type counting struct {
-	store.Store
-	submits int
-}
-
-func (*counting) Durable() bool { return true }
-
-func (c *counting) Submit(done func(error), ops ...store.Op) {
-	c.submits++
-	c.Store.Submit(done, ops...)
-}
-
-func TestCountIsSavedInGroups(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		s := &counting{Store: store.Memory()}
-		g := open(t, s, quota.S1, 1)
-		passing(g, hub.OpD2C, 1, 1000)
-		time.Sleep(time.Second)
-		synctest.Wait()
-		if s.submits != 1 {
-			t.Errorf("1000 messages within a second are saved %d times", s.submits)
-		}
-		time.Sleep(time.Minute)
-		synctest.Wait()
-		if s.submits != 1 {
-			t.Errorf("nothing new is saved %d times", s.submits-1)
-		}
-		passing(g, hub.OpD2C, 1, 1)
-		g.Close()
-		if s.submits != 2 {
-			t.Error("Close doesn't save what is new")
-		}
-	})
 }
 
 func TestDamagedCount(t *testing.T) {
@@ -321,4 +292,31 @@ func TestTiersAndUnits(t *testing.T) {
 			t.Errorf("a hub of tier %q was opened", name)
 		}
 	}
+}
+
+// TestBatches are admitted in full or not at all.
+func TestBatches(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		g := open(t, store.Memory(), quota.F1, 1)
+		registry := make([]hub.Part, 60) // of 100 a minute
+		if err := g.AdmitAll(hub.OpRegistry, registry); err != nil {
+			t.Fatal(err)
+		}
+		e := wantCode(t, g.AdmitAll(hub.OpRegistry, registry), hub.CodeThrottling)
+		if diff := e.RetryAfter - 12*time.Second; diff < -time.Microsecond || diff > time.Microsecond {
+			t.Errorf("to be tried again after %v, want 12 s: until there is room for all", e.RetryAfter)
+		}
+		if n, _ := passing(g, hub.OpRegistry, 0, 100); n != 40 {
+			t.Errorf("%d single operations passed, want the 40 that the batch left", n)
+		}
+		telemetry := []hub.Part{{Bytes: 512}, {Bytes: 513}, {}}
+		if err := g.AdmitAll(hub.OpD2C, telemetry); err != nil {
+			t.Fatal(err)
+		}
+		wantUsed(t, g, 4)
+		huge := []hub.Part{{Bytes: 1}, {Bytes: 8000 * 512}}
+		wantCode(t, g.AdmitAll(hub.OpD2C, huge), hub.CodeQuotaExceeded)
+		wantUsed(t, g, 4)
+	})
 }

@@ -32,14 +32,14 @@ const (
 	B3 Tier = "B3"
 )
 
-// tierNames are all tiers, for messages.
-var tierNames = []Tier{F1, S1, S2, S3, B1, B2, B3}
+// tiers are all there are.
+var tiers = []Tier{F1, S1, S2, S3, B1, B2, B3}
 
 // ParseTier reads the name of a tier, in any case.
 func ParseTier(name string) (Tier, error) {
 	t := Tier(strings.ToUpper(name))
-	if !slices.Contains(tierNames, t) {
-		return "", fmt.Errorf("tier %q is none of %v", name, tierNames)
+	if !slices.Contains(tiers, t) {
+		return "", fmt.Errorf("tier is %q and must be F1, S1, S2, S3, B1, B2 or B3", name)
 	}
 	return t, nil
 }
@@ -73,13 +73,12 @@ func (t Tier) basic() bool { return t == B1 || t == B2 || t == B3 }
 // standardOnly are the operations that basic tiers lack (IoT Hub docs: "Choose
 // the right IoT Hub tier and size for your solution").
 var standardOnly = [hub.NumOperations]bool{
-	hub.OpC2D:           true,
-	hub.OpC2DReceive:    true,
-	hub.OpMethod:        true,
-	hub.OpTwinRead:      true,
-	hub.OpTwinUpdate:    true,
-	hub.OpJob:           true,
-	hub.OpConfiguration: true,
+	hub.OpC2D:        true,
+	hub.OpC2DReceive: true,
+	hub.OpMethod:     true,
+	hub.OpTwinRead:   true,
+	hub.OpTwinUpdate: true,
+	hub.OpJob:        true,
 }
 
 // dailyMessages is the quota of one unit.
@@ -123,16 +122,14 @@ const perSecond = 60
 var (
 	small = rates{
 		perUnit: [hub.NumOperations]float64{
-			hub.OpRegistry:      100,
-			hub.OpConnect:       12 * perSecond,
-			hub.OpD2C:           12 * perSecond,
-			hub.OpC2D:           100,
-			hub.OpC2DReceive:    1000,
-			hub.OpFileUpload:    100,
-			hub.OpMethod:        (160 << 10) * perSecond,
-			hub.OpQuery:         20,
-			hub.OpJob:           100,
-			hub.OpConfiguration: 20,
+			hub.OpRegistry:   100,
+			hub.OpConnect:    12 * perSecond,
+			hub.OpD2C:        12 * perSecond,
+			hub.OpC2D:        100,
+			hub.OpC2DReceive: 1000,
+			hub.OpMethod:     (160 << 10) * perSecond,
+			hub.OpQuery:      20,
+			hub.OpJob:        100,
 		},
 		atLeast: [hub.NumOperations]float64{
 			hub.OpConnect:    100 * perSecond,
@@ -143,18 +140,16 @@ var (
 	}
 	medium = rates{
 		perUnit: [hub.NumOperations]float64{
-			hub.OpRegistry:      100,
-			hub.OpConnect:       120 * perSecond,
-			hub.OpD2C:           120 * perSecond,
-			hub.OpC2D:           100,
-			hub.OpC2DReceive:    1000,
-			hub.OpFileUpload:    100,
-			hub.OpMethod:        (480 << 10) * perSecond,
-			hub.OpQuery:         20,
-			hub.OpTwinRead:      10 * perSecond,
-			hub.OpTwinUpdate:    5 * perSecond,
-			hub.OpJob:           100,
-			hub.OpConfiguration: 20,
+			hub.OpRegistry:   100,
+			hub.OpConnect:    120 * perSecond,
+			hub.OpD2C:        120 * perSecond,
+			hub.OpC2D:        100,
+			hub.OpC2DReceive: 1000,
+			hub.OpMethod:     (480 << 10) * perSecond,
+			hub.OpQuery:      20,
+			hub.OpTwinRead:   10 * perSecond,
+			hub.OpTwinUpdate: 5 * perSecond,
+			hub.OpJob:        100,
 		},
 		atLeast: [hub.NumOperations]float64{
 			hub.OpTwinRead:   100 * perSecond,
@@ -163,18 +158,16 @@ var (
 	}
 	large = rates{
 		perUnit: [hub.NumOperations]float64{
-			hub.OpRegistry:      5000,
-			hub.OpConnect:       6000 * perSecond,
-			hub.OpD2C:           6000 * perSecond,
-			hub.OpC2D:           5000,
-			hub.OpC2DReceive:    50000,
-			hub.OpFileUpload:    5000,
-			hub.OpMethod:        (24 << 20) * perSecond,
-			hub.OpQuery:         1000,
-			hub.OpTwinRead:      500 * perSecond,
-			hub.OpTwinUpdate:    250 * perSecond,
-			hub.OpJob:           5000,
-			hub.OpConfiguration: 20,
+			hub.OpRegistry:   5000,
+			hub.OpConnect:    6000 * perSecond,
+			hub.OpD2C:        6000 * perSecond,
+			hub.OpC2D:        5000,
+			hub.OpC2DReceive: 50000,
+			hub.OpMethod:     (24 << 20) * perSecond,
+			hub.OpQuery:      1000,
+			hub.OpTwinRead:   500 * perSecond,
+			hub.OpTwinUpdate: 250 * perSecond,
+			hub.OpJob:        5000,
 		},
 	}
 )

@@ -11,8 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
 )
 
@@ -20,10 +18,6 @@ const contentType = "application/json; charset=utf-8"
 
 // codeNotImplemented is in no list of the cloud, where everything is there.
 const codeNotImplemented = "NotImplemented"
-
-func refuse(code hub.Code, format string, args ...any) error {
-	return &hub.Error{Code: code, Message: fmt.Sprintf(format, args...), TrackingID: uuid.NewString()}
-}
 
 // answer writes a success.
 func (h *Handler) answer(w http.ResponseWriter, r *http.Request, a response) {
@@ -123,12 +117,9 @@ func registryFailure(e *hub.Error) any {
 // within the text.
 func methodFailure(e *hub.Error) any {
 	inner, err := json.Marshal(struct {
-		ErrorCode    int    `json:"errorCode"`
-		TrackingID   string `json:"trackingId"`
-		Message      string `json:"message"`
-		Info         any    `json:"info"`
-		TimestampUTC string `json:"timestampUtc"`
-	}{int(e.Code), e.TrackingID, e.Message, struct{}{}, time.Now().UTC().Format(time.RFC3339Nano)})
+		hub.ErrorBody
+		Info struct{} `json:"info"`
+	}{ErrorBody: e.Body()})
 	if err != nil {
 		return registryFailure(e)
 	}

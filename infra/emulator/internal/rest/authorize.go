@@ -13,48 +13,36 @@ import (
 // admit checks what every request must have.
 func (h *Handler) admit(r *http.Request, to *route, segments []string, names named) (hub.AuthMethod, error) {
 	if v := r.URL.Query().Get("api-version"); !apiVersion.MatchString(v) {
-		return hub.AuthMethod{}, refuse(hub.CodeArgumentInvalid, "query parameter api-version must be a date such as 2021-04-12")
+		return hub.AuthMethod{}, hub.Errorf(hub.CodeArgumentInvalid, "query parameter api-version must be a date such as 2021-04-12")
 	}
 	if to.ofDevice() && r.Header.Get("Authorization") == "" && r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
 		return h.hub.VerifyCertificate(names.target(), r.TLS.PeerCertificates)
 	}
 	claims, err := h.authorize(r, to, segments)
-	return authMethod(claims), err
+	return hub.ByToken(claims), err
 }
 
 // ofDevice tells the routes that devices and modules use themselves.
 func (r *route) ofDevice() bool { return slices.Equal(r.anyOf, []sas.Permission{sas.DeviceConnect}) }
-
-// authMethod is what the hub stamps on messages of whoever has the claims.
-func authMethod(c sas.Claims) hub.AuthMethod {
-	scope := "device"
-	switch {
-	case c.Policy != "":
-		scope = "hub"
-	case c.ModuleID != "":
-		scope = "module"
-	}
-	return hub.AuthMethod{Scope: scope, Type: "sas"}
-}
 
 // authorize checks the request's token for the permission and the resource.
 func (h *Handler) authorize(r *http.Request, to *route, segments []string) (sas.Claims, error) {
 	token := r.Header.Get("Authorization")
 	switch {
 	case token == "":
-		return sas.Claims{}, refuse(hub.CodeUnauthorizedAccess, "header Authorization is missing")
+		return sas.Claims{}, hub.Errorf(hub.CodeUnauthorizedAccess, "header Authorization is missing")
 	case !strings.HasPrefix(token, sas.Scheme+" "):
-		return sas.Claims{}, refuse(hub.CodeUnauthorizedAccess, "the emulator takes shared access signatures only")
+		return sas.Claims{}, hub.Errorf(hub.CodeUnauthorizedAccess, "the emulator takes shared access signatures only")
 	}
 	claims, err := h.verifier.Verify(token, h.hub.Name()+"/"+strings.Join(segments, "/"))
 	if err != nil {
 		if sas.Refused(err) {
-			err = refuse(hub.CodeUnauthorizedAccess, "%s", err)
+			err = hub.Errorf(hub.CodeUnauthorizedAccess, "%s", err)
 		}
 		return sas.Claims{}, err
 	}
 	if !slices.ContainsFunc(to.anyOf, claims.Permissions.Has) {
-		return sas.Claims{}, refuse(hub.CodeUnauthorizedAccess, "%s has %s and needs %s", holder(claims), claims.Permissions, to.anyOf[0])
+		return sas.Claims{}, hub.Errorf(hub.CodeUnauthorizedAccess, "%s has %s and needs %s", holder(claims), claims.Permissions, to.anyOf[0])
 	}
 	return claims, nil
 }

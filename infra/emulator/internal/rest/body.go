@@ -18,7 +18,7 @@ func readBody(r request, limit int) ([]byte, error) {
 	body, err := io.ReadAll(io.LimitReader(r.Body, int64(limit)+1))
 	switch {
 	case err != nil:
-		return nil, refuse(hub.CodeArgumentInvalid, "the request ends before its body does")
+		return nil, hub.Errorf(hub.CodeArgumentInvalid, "the request ends before its body does")
 	case len(body) > limit:
 		return nil, tooLarge(limit)
 	}
@@ -29,7 +29,7 @@ func readBody(r request, limit int) ([]byte, error) {
 }
 
 func tooLarge(limit int) error {
-	return refuse(hub.CodeMessageTooLarge, "the body has more than %d bytes", limit)
+	return hub.Errorf(hub.CodeMessageTooLarge, "the body has more than %d bytes", limit)
 }
 
 // readJSON decodes a body into v. Fields that v doesn't have are ignored: SDKs
@@ -47,9 +47,9 @@ func readJSON(r request, limit int, v any) error {
 		if wrongType.Field != "" {
 			part = fmt.Sprintf("field %q of the body", wrongType.Field)
 		}
-		return refuse(hub.CodeFormatError, "%s can't be a %s", part, wrongType.Value)
+		return hub.Errorf(hub.CodeFormatError, "%s can't be a %s", part, wrongType.Value)
 	case err != nil:
-		return refuse(hub.CodeFormatError, "the body is not JSON")
+		return hub.Errorf(hub.CodeFormatError, "the body is not JSON")
 	}
 	return nil
 }

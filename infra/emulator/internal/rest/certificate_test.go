@@ -1,50 +1,26 @@
 package rest_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/sha1"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/hex"
-	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/rest"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/sas"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/x509test"
 )
 
-// selfSigned makes a certificate and its thumbprint.
-func selfSigned(t *testing.T) (tls.Certificate, string) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1),
-		Subject:      pkix.Name{CommonName: "d"},
-		NotAfter:     time.Now().Add(time.Hour),
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	must(t, err)
-	sum := sha1.Sum(der)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, hex.EncodeToString(sum[:])
-}
-
 // as is the fixture over TLS, for a client that shows the certificate.
-func (f *fixture) as(certificate tls.Certificate) *fixture {
+func (f *fixture) as(certificate *tls.Certificate) *fixture {
 	f.t.Helper()
 	server := httptest.NewUnstartedServer(rest.NewHandler(f.hub, &sas.Verifier{Hosts: []string{hubName}, Keys: f.hub}, nil))
 	server.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
 	server.StartTLS()
 	f.t.Cleanup(server.Close)
-	server.Client().Transport.(*http.Transport).TLSClientConfig.Certificates = []tls.Certificate{certificate}
+	server.Client().Transport.(*http.Transport).TLSClientConfig.Certificates = []tls.Certificate{*certificate}
 	return &fixture{t: f.t, hub: f.hub, server: server, telemetry: f.telemetry}
 }
 
@@ -53,9 +29,9 @@ func TestCertificate(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	f.add("other")
-	certificate, thumbprint := selfSigned(t)
+	certificate := x509test.Issue(t, "d", nil)
 	_, err := f.hub.CreateDevice(t.Context(), hub.Identity{DeviceID: "d", Authentication: hub.Authentication{
-		Type: hub.AuthSelfSigned, X509Thumbprint: hub.X509Thumbprint{PrimaryThumbprint: &thumbprint},
+		Type: hub.AuthSelfSigned, X509Thumbprint: hub.X509Thumbprint{PrimaryThumbprint: x509test.Thumbprint(certificate)},
 	}})
 	must(t, err)
 	d := f.as(certificate)
@@ -72,6 +48,6 @@ func TestCertificate(t *testing.T) {
 	expectFailure(t, d.call("POST", "/devices/other/messages/events", "x", none...), hub.CodeUnauthorized)
 	expectFailure(t, d.call("GET", "/devices/d", "", none...), hub.CodeUnauthorizedAccess)
 
-	stranger, _ := selfSigned(t)
+	stranger := x509test.Issue(t, "d", nil)
 	expectFailure(t, f.as(stranger).call("POST", events, "x", none...), hub.CodeUnauthorized)
 }

@@ -10,8 +10,7 @@
 // (file upload, import and export jobs, configurations, digital twins, Entra ID)
 // is refused and says so.
 //
-// Kinder than the cloud: any api-version that is a date will do, and a device may
-// poll as often as it likes. Different in one thing: names of application
-// properties that come as headers are in lower case, because net/http doesn't
-// keep the case.
+// Kinder than the cloud: any api-version that is a date will do. Different in one
+// thing: names of application properties that come as headers are in lower case,
+// because net/http doesn't keep the case.
 package rest

@@ -42,7 +42,7 @@ func (h *Handler) settleFeedback(ctx context.Context, r request, action broker.A
 	}
 	err = h.hub.Feedback().Settle(ctx, token, broker.Settlement{Action: action})
 	if errors.Is(err, broker.ErrLockLost) {
-		err = refuse(hub.CodeMessageLockLost, "the feedback isn't locked under this token any more")
+		err = hub.Errorf(hub.CodeMessageLockLost, "the feedback isn't locked under this token any more")
 	}
 	return response{status: http.StatusNoContent}, err
 }
@@ -51,7 +51,7 @@ func (h *Handler) settleFeedback(ctx context.Context, r request, action broker.A
 func lockToken(r request) (amqp.UUID, error) {
 	token, err := uuid.Parse(r.lock)
 	if err != nil {
-		return amqp.UUID{}, refuse(hub.CodeArgumentInvalid, "the lock token in the path is not a UUID")
+		return amqp.UUID{}, hub.Errorf(hub.CodeArgumentInvalid, "the lock token in the path is not a UUID")
 	}
 	return amqp.UUID(token), nil
 }

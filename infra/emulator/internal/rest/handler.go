@@ -47,8 +47,7 @@ type Options struct {
 }
 
 // NewHandler returns a handler of the hub that checks tokens with the verifier,
-// whose hosts must include the hub's name.
-// A nil opts means defaults.
+// whose hosts must include the hub's name. A nil opts means defaults.
 func NewHandler(h *hub.Hub, v *sas.Verifier, opts *Options) *Handler {
 	if opts == nil {
 		opts = &Options{}

@@ -53,7 +53,7 @@ func startTime(text *string) (hub.Time, error) {
 			return hub.Time{Time: t.UTC()}, nil
 		}
 	}
-	return hub.Time{}, refuse(hub.CodeArgumentInvalid, "startTime is not a time in RFC 3339")
+	return hub.Time{}, hub.Errorf(hub.CodeArgumentInvalid, "startTime is not a time in RFC 3339")
 }
 
 func (h *Handler) getJob(_ context.Context, r request) (response, error) {
@@ -77,7 +77,7 @@ func (h *Handler) listJobs(_ context.Context, r request) (response, error) {
 		size, err = strconv.Atoi(text)
 	}
 	if err != nil || size < 0 {
-		return response{}, refuse(hub.CodeArgumentInvalid, "the page size is not a positive number")
+		return response{}, hub.Errorf(hub.CodeArgumentInvalid, "the page size is not a positive number")
 	}
 	filter := devicejobs.Filter{
 		Type:  devicejobs.Type(parameters.Get("jobType")),

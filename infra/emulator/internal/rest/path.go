@@ -45,7 +45,7 @@ func splitPath(u *url.URL) ([]string, error) {
 	for i, s := range segments {
 		decoded, err := url.PathUnescape(s)
 		if err != nil || strings.Contains(decoded, "/") {
-			return nil, refuse(hub.CodeArgumentInvalid, "path is not percent-encoded as it should be")
+			return nil, hub.Errorf(hub.CodeArgumentInvalid, "path is not percent-encoded as it should be")
 		}
 		segments[i] = decoded
 	}

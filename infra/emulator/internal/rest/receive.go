@@ -2,7 +2,6 @@ package rest
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"strconv"
 	"time"
@@ -79,9 +78,9 @@ func lockDuration(r request) (time.Duration, error) {
 	}
 	n, err := strconv.Atoi(text)
 	if err != nil || n < 1 {
-		return 0, refuse(hub.CodeArgumentInvalid, "%s is not a positive number of seconds", lockTimeout)
+		return 0, hub.Errorf(hub.CodeArgumentInvalid, "%s is not a positive number of seconds", lockTimeout)
 	}
-	return min(seconds(n), maxLock), nil
+	return time.Duration(min(n, int(maxLock/time.Second))) * time.Second, nil
 }
 
 // messageHeader holds all of a message but its body. Names keep their case,
@@ -96,10 +95,10 @@ func messageHeader(d *broker.Delivery) http.Header {
 	set(sentDeliveryCount, strconv.FormatUint(uint64(d.DeliveryCount), 10))
 	for name, value := range d.Message.ApplicationProperties {
 		if name == hub.PropertyAck {
-			set(sentAck, fmt.Sprint(value))
+			set(sentAck, hub.Text(value))
 			continue
 		}
-		set(propertyPrefix+name, fmt.Sprint(value))
+		set(propertyPrefix+name, hub.Text(value))
 	}
 	for name, value := range systemProperties(d.Message.Properties) {
 		set(name, value)

@@ -66,7 +66,7 @@ func TestReceiveC2D(t *testing.T) {
 		Properties: &amqp.Properties{
 			MessageID: "m1", CorrelationID: "c1", UserID: []byte("u1"), ContentType: &contentType, AbsoluteExpiryTime: &expiry,
 		},
-		ApplicationProperties: map[string]any{hub.PropertyAck: "full", "Kind": "job", "no header": "x"},
+		ApplicationProperties: map[string]any{hub.PropertyAck: "full", "Kind": "job", "no header": "x", "raw": []byte{1, 2}, "none": nil, "n": int64(7)},
 		Data:                  [][]byte{[]byte("hello")},
 	}))
 	a := f.call("GET", deviceBound, "")
@@ -85,6 +85,7 @@ func TestReceiveC2D(t *testing.T) {
 		"Iothub-Messageid": "m1", "Iothub-Correlationid": "c1", "Iothub-Userid": "u1", "Iothub-Contenttype": "text/plain",
 		"Iothub-To": "/devices/d/messages/deviceBound", "Iothub-Expiry": "2098-07-06T05:04:03.0000000Z", "Iothub-Ack": "full",
 		"Iothub-Sequencenumber": "1", "Iothub-Deliverycount": "0", "Iothub-App-Kind": "job",
+		"Iothub-App-Raw": "AQI=", "Iothub-App-None": "", "Iothub-App-N": "7",
 	}
 	if !maps.Equal(got, want) || string(a.body) != "hello" {
 		t.Errorf("body %q, headers\n%v, want\n%v", a.body, got, want)

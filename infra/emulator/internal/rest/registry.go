@@ -29,7 +29,7 @@ func (h *Handler) listDevices(_ context.Context, r request) (response, error) {
 	if text := r.URL.Query().Get("top"); text != "" {
 		var err error
 		if top, err = strconv.Atoi(text); err != nil || top < 1 || top > maxList {
-			return response{}, refuse(hub.CodeArgumentInvalid, "query parameter top must be a number from 1 to %d", maxList)
+			return response{}, hub.Errorf(hub.CodeArgumentInvalid, "query parameter top must be a number from 1 to %d", maxList)
 		}
 	}
 	devices, err := h.hub.ListDevices(top)
@@ -65,7 +65,7 @@ func (h *Handler) putDevice(ctx context.Context, r request) (response, error) {
 func samePath(field string, inBody *string, inPath string) error {
 	*inBody = cmp.Or(*inBody, inPath)
 	if *inBody != inPath {
-		return refuse(hub.CodeArgumentInvalid, "%s of the body is not that of the path", field)
+		return hub.Errorf(hub.CodeArgumentInvalid, "%s of the body is not that of the path", field)
 	}
 	return nil
 }
@@ -133,7 +133,7 @@ func ifMatch(r request) (hub.IfMatch, error) {
 		value = strings.TrimSuffix(unquoted, `"`)
 	}
 	if len(values) > 1 || strings.ContainsAny(value, `",`) {
-		return "", refuse(hub.CodeArgumentInvalid, "header If-Match is not one ETag or *")
+		return "", hub.Errorf(hub.CodeArgumentInvalid, "header If-Match is not one ETag or *")
 	}
 	return hub.IfMatch(value), nil
 }
@@ -142,7 +142,7 @@ func ifMatch(r request) (hub.IfMatch, error) {
 func requiredMatch(r request) (hub.IfMatch, error) {
 	match, err := ifMatch(r)
 	if err == nil && match == "" {
-		err = refuse(hub.CodeArgumentInvalid, "header If-Match is missing: send the ETag, or * for any")
+		err = hub.Errorf(hub.CodeArgumentInvalid, "header If-Match is missing: send the ETag, or * for any")
 	}
 	return match, err
 }

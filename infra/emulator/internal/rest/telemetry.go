@@ -76,7 +76,7 @@ func readBatch(r request) ([]*amqp.Message, error) {
 		return nil, err
 	}
 	if len(batch) == 0 || len(batch) > maxBatch {
-		return nil, refuse(hub.CodeArgumentInvalid, "a batch has 1 to %d messages", maxBatch)
+		return nil, hub.Errorf(hub.CodeArgumentInvalid, "a batch has 1 to %d messages", maxBatch)
 	}
 	messages := make([]*amqp.Message, len(batch))
 	for i, b := range batch {
@@ -93,7 +93,7 @@ func (b batched) message() (*amqp.Message, error) {
 	if b.Base64 == nil || *b.Base64 {
 		var err error
 		if body, err = base64.StdEncoding.DecodeString(b.Body); err != nil {
-			return nil, refuse(hub.CodeFormatError, "the body of a message in the batch is not base64")
+			return nil, hub.Errorf(hub.CodeFormatError, "the body of a message in the batch is not base64")
 		}
 	}
 	m := newEvent(body)
@@ -147,10 +147,10 @@ func setProperty(m *amqp.Message, name, value string) error {
 	case "iothub-expiry":
 		return setExpiry(p, value)
 	case "iothub-creationtimeutc":
-		m.ApplicationProperties["iothub-creation-time-utc"] = value
+		m.ApplicationProperties[hub.PropertyCreationTime] = value
 	case "iothub-messageschema":
-		m.ApplicationProperties["iothub-message-schema"] = value
-	case "iothub-interface-id", "dt-subject", "dt-dataschema":
+		m.ApplicationProperties[hub.PropertySchema] = value
+	case hub.AnnotationInterface, hub.AnnotationComponent, hub.AnnotationModel:
 		m.Annotations[name] = value
 	}
 	return nil
@@ -159,7 +159,7 @@ func setProperty(m *amqp.Message, name, value string) error {
 func setExpiry(p *amqp.Properties, value string) error {
 	t, err := time.Parse(time.RFC3339, value)
 	if err != nil {
-		return refuse(hub.CodeArgumentInvalid, "the expiry of the message is not a time in RFC 3339")
+		return hub.Errorf(hub.CodeArgumentInvalid, "the expiry of the message is not a time in RFC 3339")
 	}
 	p.AbsoluteExpiryTime = &t
 	return nil

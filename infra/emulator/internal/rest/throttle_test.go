@@ -11,6 +11,7 @@ import (
 type gate map[hub.Operation]error
 
 func (g gate) Admit(op hub.Operation, _ hub.Target, _ int) error { return g[op] }
+func (g gate) AdmitAll(op hub.Operation, _ []hub.Part) error     { return g[op] }
 func (gate) Repeat(hub.Operation, hub.Target) bool               { return false }
 
 // TestThrottled asks for what the gate refuses, and reads when to come back.

@@ -2,10 +2,8 @@ package rest
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 	"strconv"
-	"time"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/devicejobs"
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/hub"
@@ -90,7 +88,7 @@ func pageSize(r request) (int, error) {
 	}
 	size, err := strconv.Atoi(text)
 	if err != nil || size < 1 {
-		return 0, refuse(hub.CodeArgumentInvalid, "header %s is not a positive number", headerPageSize)
+		return 0, hub.Errorf(hub.CodeArgumentInvalid, "header %s is not a positive number", headerPageSize)
 	}
 	return size, nil
 }
@@ -99,26 +97,10 @@ func pageSize(r request) (int, error) {
 // HTTP, every answer is a success (IoT Hub docs: "Understand and invoke direct
 // methods from IoT Hub").
 func (h *Handler) invokeMethod(ctx context.Context, r request) (response, error) {
-	var call struct {
-		Name            string          `json:"methodName"`
-		Payload         json.RawMessage `json:"payload"`
-		ResponseTimeout int             `json:"responseTimeoutInSeconds"`
-		ConnectTimeout  int             `json:"connectTimeoutInSeconds"`
-	}
-	if err := readJSON(r, hub.MaxMethodPayload+methodOverhead, &call); err != nil {
+	var method hub.CloudToDeviceMethod
+	if err := readJSON(r, hub.MaxMethodPayload+methodOverhead, &method); err != nil {
 		return response{}, err
 	}
-	result, err := h.hub.InvokeMethod(ctx, r.target(), hub.MethodCall{
-		Name:            call.Name,
-		Payload:         call.Payload,
-		ResponseTimeout: seconds(call.ResponseTimeout),
-		ConnectTimeout:  seconds(call.ConnectTimeout),
-	})
+	result, err := h.hub.InvokeMethod(ctx, r.target(), method.Call())
 	return response{body: result}, err
-}
-
-// seconds keeps numbers that are far too large from turning into small ones.
-func seconds(n int) time.Duration {
-	const limit = 1 << 30
-	return time.Duration(max(-limit, min(n, limit))) * time.Second
 }

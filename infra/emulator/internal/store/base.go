@@ -36,8 +36,16 @@ var (
 // then gives it its name, so that a file of that name is always a whole one: an
 // empty file there is a damaged one and not one that is just being made.
 func ensureFile(path string) error {
+	// Looked at first, because another process may be making both.
+	segments, err := segmentFiles(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
 	if _, err := os.Lstat(path); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return err
+	}
+	if len(segments) > 0 {
+		return fmt.Errorf("%w: it is missing, and its log is there", ErrDamaged)
 	}
 	tmp, err := os.CreateTemp(filepath.Dir(path), stateFile+".*.tmp")
 	if err != nil {
@@ -78,17 +86,6 @@ func initialise(path string) error {
 		return format.Put(keyVersion, []byte(formatPlain))
 	})
 	return errors.Join(err, db.Close())
-}
-
-// syncDir makes a new directory entry survive a power failure. Not all systems
-// can sync a directory; those that can't do it by themselves.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	_ = d.Sync()
-	return d.Close()
 }
 
 // allocSize is how much longer than needed the state file is made. A checkpoint

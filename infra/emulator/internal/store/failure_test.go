@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 )
 
@@ -29,5 +30,32 @@ func TestFailedStoreStaysFailed(t *testing.T) {
 	}
 	if told := <-s.Failed(); !errors.Is(told, first) {
 		t.Errorf("told: %v, want %v", told, first)
+	}
+}
+
+// What gathers while the disk stalls is written in batches of a bounded size.
+func TestBatchesAreBounded(t *testing.T) {
+	t.Parallel()
+	s := &file{wake: make(chan struct{}, 1), closed: true}
+	value := make([]byte, maxBatch/4) // all share it
+	sizes := []int{1, 2, 0, 2, 5, 1}
+	for _, n := range sizes {
+		c := change{}
+		for range n {
+			c.ops = append(c.ops, Put("k", value))
+		}
+		s.pending = append(s.pending, c)
+	}
+	var got []int
+	for last := false; !last; {
+		var batch []change
+		batch, last = s.take()
+		got = append(got, len(batch))
+		if !last {
+			<-s.wake // the next is called for
+		}
+	}
+	if want := []int{4, 1, 1}; !slices.Equal(got, want) {
+		t.Errorf("batches of %v changes, want %v", got, want)
 	}
 }

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -32,8 +33,9 @@ const lockTimeout = 2 * time.Second
 // When a segment of the log is full, its changes go to the bbolt file in one
 // transaction, the checkpoint, while the next segment fills.
 type file struct {
-	dir string
-	db  *bbolt.DB
+	dir  string
+	full int64 // size of a segment when the next one begins
+	db   *bbolt.DB
 
 	mu      sync.Mutex // guards pending and closed
 	pending []change
@@ -56,7 +58,27 @@ type file struct {
 
 type change struct {
 	ops  []Op
+	err  error // why it is refused
 	done func(error)
+}
+
+// newChange returns a change, or an empty one that is refused in its turn: what
+// the state file can't take must not get into the log.
+func newChange(done func(error), ops []Op) change {
+	for _, op := range ops {
+		if n := len(op.Key); !op.Prefix && (n == 0 || n > bbolt.MaxKeySize) {
+			return change{err: fmt.Errorf("%w: it has %d bytes", ErrKey, n), done: done}
+		}
+	}
+	return change{ops: ops, done: done}
+}
+
+func (c *change) size() int {
+	n := 0
+	for _, op := range c.ops {
+		n += len(op.Key) + len(op.Value)
+	}
+	return n
 }
 
 // outcome is what became of a batch.
@@ -70,13 +92,16 @@ type outcome struct {
 // when a file there is not in order; it never repairs or replaces one. A batch
 // at the end of the log that was not written in full, and therefore never
 // acknowledged, is no damage.
-func Open(dir string) (Store, error) {
+func Open(dir string) (Store, error) { return open(dir, segmentSize) }
+
+// open is Open with segments that are full at another size.
+func open(dir string, full int64) (Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make data directory: %w", err)
 	}
 	path := filepath.Join(dir, stateFile)
 	if err := ensureFile(path); err != nil {
-		return nil, fmt.Errorf("make state file %s: %w", path, err)
+		return nil, explain(dir, path, err)
 	}
 	db, err := openChecked(path)
 	if err != nil {
@@ -87,6 +112,7 @@ func Open(dir string) (Store, error) {
 	}
 	s := &file{
 		dir:     dir,
+		full:    full,
 		db:      db,
 		wake:    make(chan struct{}, 1),
 		written: make(chan outcome, 1),
@@ -218,10 +244,11 @@ func (v *view) each(prefix string, fn func(key string, value []byte) error) erro
 }
 
 func (s *file) Submit(done func(error), ops ...Op) {
+	c := newChange(done, ops)
 	s.mu.Lock()
 	closed := s.closed
 	if !closed {
-		s.pending = append(s.pending, change{ops: ops, done: done})
+		s.pending = append(s.pending, c)
 	}
 	s.mu.Unlock()
 	switch {
@@ -243,21 +270,31 @@ func (s *file) commitLoop() {
 	go s.tell()
 	defer close(s.written)
 	for range s.wake {
-		batch, closed := s.take()
+		batch, last := s.take()
 		if len(batch) > 0 {
 			s.written <- outcome{batch, s.write(batch)}
 		}
-		if closed {
-			return // take returned everything, and Submit accepts no more
+		if last {
+			return
 		}
 	}
 }
 
-// take returns what is pending.
-func (s *file) take() ([]change, bool) {
+// take returns what is pending, or the first of it, and whether there will be no
+// more: it was everything, and Submit accepts nothing.
+func (s *file) take() (batch []change, last bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	batch := s.pending
+	n, size := 0, 0
+	for n < len(s.pending) && size < maxBatch {
+		size += s.pending[n].size()
+		n++
+	}
+	batch, s.pending = s.pending[:n:n], s.pending[n:]
+	if len(s.pending) > 0 {
+		s.signal()
+		return batch, false
+	}
 	s.pending = nil
 	return batch, s.closed
 }
@@ -268,7 +305,7 @@ func (s *file) tell() {
 	for o := range s.written {
 		for _, c := range o.batch {
 			if c.done != nil {
-				c.done(o.err)
+				c.done(cmp.Or(o.err, c.err))
 			}
 		}
 	}
@@ -307,7 +344,7 @@ func (s *file) prepare() error {
 	switch {
 	case s.log == nil:
 		return s.beginLog()
-	case s.log.full():
+	case s.log.end >= s.full:
 		return s.rotate()
 	}
 	select {
@@ -340,12 +377,15 @@ func (s *file) rotate() error {
 	}
 	full := s.log
 	s.log = next
+	if err := full.close(); err != nil {
+		return err
+	}
 	s.tables.Lock()
 	s.frozen, s.current = s.current, newTable()
 	s.tables.Unlock()
 	s.pointing = make(chan error, 1)
 	go s.checkpoint(s.frozen, logMark{Segment: next.number, Applied: next.next - 1}, s.pointing)
-	return full.close()
+	return nil
 }
 
 // checkpoint brings a segment's changes into the state file and removes it.
@@ -390,13 +430,15 @@ func (s *file) closeLog() error {
 	if s.log == nil {
 		return nil
 	}
-	if err == nil && s.failed == nil {
-		if err = checkpoint(s.db, s.current, logMark{}); err == nil {
-			err = removeLog(s.dir, allSegments)
-		}
+	err = errors.Join(err, s.log.close())
+	switch {
+	case s.failed != nil:
+		return nil // it was told already
+	case err != nil:
+		return err
 	}
-	if s.failed != nil {
-		err = nil // it was told already
+	if err := checkpoint(s.db, s.current, logMark{}); err != nil {
+		return err
 	}
-	return errors.Join(err, s.log.close())
+	return removeLog(s.dir, allSegments)
 }

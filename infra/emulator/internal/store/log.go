@@ -35,6 +35,10 @@ const (
 	recordAlign = 8
 	// maxPayload is what the header of a batch can say.
 	maxPayload = 1 << 31
+	// maxBatch is how many bytes of changes make a batch at once, so that a disk
+	// that stalls for long doesn't leave more behind than maxPayload. A change
+	// that is larger is a batch by itself.
+	maxBatch = 64 << 20
 )
 
 // segmentHeader is the beginning of a segment.
@@ -98,34 +102,45 @@ type segment struct {
 	buf    []byte // of the batch before, to be used again
 }
 
-func segmentPath(dir string, number uint64) string {
-	return filepath.Join(dir, fmt.Sprintf("state-%08d.log", number))
-}
+func segmentName(number uint64) string { return fmt.Sprintf("state-%08d.log", number) }
+
+func segmentPath(dir string, number uint64) string { return filepath.Join(dir, segmentName(number)) }
+
+// unfinishedSuffix ends the name of a segment that is being made.
+const unfinishedSuffix = ".tmp"
 
 // createSegment makes a segment under a name of its own and then gives it its
 // name, so that a file of that name is always a whole one.
 func createSegment(dir string, number, first uint64) (*segment, error) {
 	path := segmentPath(dir, number)
-	f, err := os.OpenFile(path+".tmp", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
+	s := &segment{number: number, next: first, end: recordStart}
+	if err := s.format(path+unfinishedSuffix, first); err != nil {
 		return nil, err
 	}
-	s := &segment{f: f, number: number, next: first, end: recordStart}
-	head := encodeHeader(segmentHeader{Magic: segmentMagic, Number: number, First: first})
-	_, err = f.WriteAt(head, 0)
-	if err == nil {
-		err = s.grow(0)
-	}
-	if err == nil {
-		err = os.Rename(path+".tmp", path)
-	}
+	// It is closed meanwhile, because not all systems rename what is open.
+	err := os.Rename(path+unfinishedSuffix, path)
 	if err == nil {
 		err = syncDir(dir)
 	}
+	if err == nil {
+		s.f, err = os.OpenFile(path, os.O_RDWR, 0)
+	}
 	if err != nil {
-		return nil, errors.Join(err, f.Close())
+		return nil, err
 	}
 	return s, nil
+}
+
+// format writes a segment without batches.
+func (s *segment) format(path string, first uint64) (err error) {
+	if s.f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.f.Close()) }()
+	if _, err := s.f.WriteAt(encodeHeader(segmentHeader{Magic: segmentMagic, Number: s.number, First: first}), 0); err != nil {
+		return err
+	}
+	return s.grow(0)
 }
 
 // grow makes the file long enough for n more bytes and a step beyond.
@@ -140,8 +155,6 @@ func (s *segment) grow(n int64) error {
 	s.size = size
 	return s.f.Sync()
 }
-
-func (s *segment) full() bool { return s.end >= segmentSize }
 
 // append writes a batch and makes it durable.
 func (s *segment) append(batch []change) error {

@@ -139,7 +139,7 @@ func TestChangedByteOfLogIsReported(t *testing.T) {
 	end := batches[len(batches)-1].to
 	rnd := rand.New(rand.NewPCG(1, 2))
 	places := []int{0, 8, 16, 24, batches[5].from, batches[5].from + 4, batches[5].from + 16, batches[5].from + 31, end - 1}
-	for range 60 {
+	for range 30 {
 		places = append(places, sector+rnd.IntN(end-sector))
 	}
 	for _, at := range places {
@@ -170,6 +170,66 @@ func TestMissingLogIsReported(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustBeDamaged(t, "log is missing", dir)
+}
+
+// The log without the state file is what is left of a state, and no empty one.
+func TestMissingStateFileIsReported(t *testing.T) {
+	t.Parallel()
+	dir, log, _ := killedAfter(t, 2)
+	if err := os.Remove(filepath.Join(dir, "state.db")); err != nil {
+		t.Fatal(err)
+	}
+	mustBeDamaged(t, "state file is missing", dir)
+	if _, err := os.Stat(log); err != nil {
+		t.Errorf("and the log: %v", err)
+	}
+}
+
+// The name of the directory is no pattern: a file of the log that isn't found
+// isn't removed, and is read as part of a later log.
+func TestDirectoryNameIsNoPattern(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "data [1]")
+	s := open(t, dir)
+	for range 18 { // two checkpoints
+		update(t, s, store.Put("k", make([]byte, 1<<20)))
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if e.Name() != "state.db" {
+			t.Errorf("left after Close: %s", e.Name())
+		}
+	}
+}
+
+// A key that the state file can't take is refused before it is in the log, where
+// it would be in the way of every start.
+func TestImpossibleKeyIsRefused(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := open(t, dir)
+	var results []string // only touched by the goroutine that calls done, then after Update
+	for _, key := range []string{"a", "", strings.Repeat("k", 32_768), strings.Repeat("k", 32_769), "b"} {
+		s.Submit(func(err error) { results = append(results, fmt.Sprint(errors.Is(err, store.ErrKey))) }, store.Put("with", nil), store.Put(key, nil))
+	}
+	update(t, s, store.Delete("with"), store.DeletePrefix(""), store.Put("c", nil))
+	if got := strings.Join(results, " "); got != "false true false true false" {
+		t.Errorf("refused: %s", got)
+	}
+	for _, dir := range []string{afterKill(t, dir), dir} {
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if got := contents(t, open(t, dir), ""); got != "c=" {
+			t.Errorf("contents: %q", got)
+		}
+	}
 }
 
 // A loss of power may leave any of the sectors of the last batch unwritten. It
@@ -265,10 +325,14 @@ func TestCheckpointsLoseNothing(t *testing.T) {
 	} {
 		for i := range 1500 {
 			m.change()
-			if i%300 == 0 {
+			switch {
+			case i%300 == 0:
 				m.check()
+			case i%7 == 0:
+				m.settle() // so that there are many batches
 			}
 		}
+		m.settle()
 		if n := len(logFiles(t, dir)); n > 2 {
 			t.Errorf("%d files of the log", n)
 		}
@@ -297,6 +361,9 @@ func (m *model) close() {
 	}
 }
 
+// settle waits until all changes are durable.
+func (m *model) settle() { update(m.t, m.store) }
+
 func (m *model) key() string {
 	return fmt.Sprintf("%c/%d/%d", 'a'+rune(m.rnd.IntN(3)), m.rnd.IntN(12), m.rnd.IntN(40))
 }
@@ -319,11 +386,12 @@ func (m *model) change() {
 			ops = append(ops, store.Put(key, []byte(value)))
 		}
 	}
-	update(m.t, m.store, ops...)
+	m.store.Submit(nil, ops...)
 }
 
 func (m *model) check() {
 	m.t.Helper()
+	m.settle()
 	for _, prefix := range []string{"", "a/", "b/1", "c/3/", "b/7/1"} {
 		var got, want []string
 		err := m.store.Load(prefix, func(k string, v []byte) error {

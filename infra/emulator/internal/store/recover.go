@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // logMark is where the log begins, as the state file knows it.
@@ -50,17 +51,28 @@ const allSegments = math.MaxUint64
 
 // removeLog removes all segments below a number, and what a crash left behind.
 func removeLog(dir string, below uint64) error {
-	files, err := filepath.Glob(filepath.Join(dir, "state-*.log*"))
-	if err != nil {
-		return err
-	}
-	for _, file := range files {
-		var number uint64
-		if n, _ := fmt.Sscanf(filepath.Base(file), "state-%d.log", &number); n == 1 && number < below {
-			err = errors.Join(err, os.Remove(file))
+	files, err := segmentFiles(dir)
+	for name, number := range files {
+		if number < below {
+			err = errors.Join(err, os.Remove(filepath.Join(dir, name)))
 		}
 	}
 	return err
+}
+
+// segmentFiles returns the names of all segments, those included that were being
+// made, with their numbers.
+func segmentFiles(dir string) (map[string]uint64, error) {
+	entries, err := os.ReadDir(dir)
+	files := make(map[string]uint64)
+	for _, e := range entries {
+		name := strings.TrimSuffix(e.Name(), unfinishedSuffix)
+		var number uint64
+		if n, _ := fmt.Sscanf(name, "state-%d.log", &number); n == 1 && name == segmentName(number) {
+			files[e.Name()] = number
+		}
+	}
+	return files, err
 }
 
 // segmentReader reads one segment.

@@ -1,5 +1,10 @@
-// Package store makes the emulator's state durable: a set of keys and values
-// in one file of a data directory, or nowhere when there is no directory.
+// Package store makes the emulator's state durable: a set of keys and values in a
+// data directory, or nowhere when there is no directory.
+//
+// A directory holds a state file, and, while it is open or after a kill, a log of
+// what is not in the state file yet. A change is acknowledged when it is in the
+// log and the log is on the disk: one sequential write for all that came
+// meanwhile. Both are checked in full when they are opened.
 //
 // The state itself lives in the memory of the packages above. They read the
 // store once, at start, with Load, and from then on only write: a change is
@@ -24,11 +29,15 @@ var (
 	ErrInUse = errors.New("data directory is in use by another process")
 	// ErrDamaged means that the file is not what this package wrote.
 	ErrDamaged = errors.New("state file is damaged")
+	// ErrKey is returned for a change with a key that can't be stored. The change
+	// is refused and the store goes on.
+	ErrKey = errors.New("key must have 1 to 32,768 bytes")
 )
 
 // Op is one change. The slices must not be modified afterwards.
 type Op struct {
-	// Key is 1 to 32,768 bytes long. Keys are ordered byte by byte.
+	// Key is 1 to 32,768 bytes long, or of any length with Prefix. Keys are
+	// ordered byte by byte.
 	Key string
 	// Value is the new value; nil deletes the key, which need not exist.
 	Value []byte

@@ -20,3 +20,16 @@ func syncData(f *os.File) error {
 		}
 	}
 }
+
+// syncDir makes changes of directory entries durable. A file system that can't
+// sync a directory says EINVAL, and keeps the order by itself.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	if err = d.Sync(); errors.Is(err, syscall.EINVAL) {
+		err = nil
+	}
+	return errors.Join(err, d.Close())
+}

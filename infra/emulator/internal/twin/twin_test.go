@@ -259,6 +259,7 @@ func TestLimits(t *testing.T) {
 		"cut":                           {`{"a":1`, "S: is no JSON: unexpected EOF"},
 		"two documents":                 {`{} {}`, "S: is no JSON: more follows the end of the document"},
 		"white space":                   {" \n{ } \t", ""},
+		"very long text":                {"{}" + strings.Repeat(" ", 512<<10), "S: has 524290 bytes of JSON of at most 524288"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
