@@ -90,7 +90,7 @@ func plain(err error) string {
 		return strings.TrimPrefix(err.Error(), "json: ")
 	}
 	if wrong.Field == "" {
-		return "it must be an object, such as {\"kind\": \"cut\"}, and not " + wrong.Value
+		return "it is a JSON " + wrong.Value + ` and must be an object such as {"kind": "cut"}`
 	}
 	want := "a text"
 	switch wrong.Type {
@@ -101,7 +101,7 @@ func plain(err error) string {
 	case reflect.TypeFor[float64]():
 		want = "a number"
 	}
-	return wrong.Field + " must be " + want + " and not " + wrong.Value
+	return wrong.Field + " is a JSON " + wrong.Value + " and must be " + want
 }
 
 // settings are the fields by the names that Parse takes.
