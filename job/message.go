@@ -44,6 +44,13 @@ const (
 	PropertyUndeliverableReason      = "undeliverable-reason"
 	PropertyUndeliverableDescription = "undeliverable-description"
 
+	// PropertyResubmitted is set on the copy of a dead letter that an operator has put back: the dead letter's sequence
+	// number. A workflow that has refused the message before takes it up again then.
+	PropertyResubmitted = "resubmitted"
+
+	// PropertyOriginalID is set on a copy that had to get a message ID of its own: the ID of the message that was first.
+	PropertyOriginalID = "original-message-id"
+
 	// Optional settings that travel with a job on the topic. Durations are in Go's form ("1s", "10m").
 	PropertyStepTime       = "step-time"
 	PropertyStepTimeout    = "step-timeout"

@@ -1,5 +1,5 @@
 // Command starter starts jobs, follows them, and shows what became of them and of their messages. It talks to Temporal
-// alone; its hub commands talk to the IoT hub. See starter --help.
+// alone; its hub commands talk to the IoT hub, its deadletter commands to Service Bus. See starter --help.
 package main
 
 import (

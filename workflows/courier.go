@@ -79,9 +79,11 @@ func (c *courier) run(ctx workflow.Context) {
 	}
 }
 
-// take starts to carry a message. A message that it knows already is none of its business any more.
+// take starts to carry a message. A message that it knows already is none of its business any more, unless that was
+// refused and is resubmitted.
 func (c *courier) take(ctx workflow.Context, m job.Message) {
 	if c.taken[key{m.From, m.ID}] {
+		c.retake(ctx, m)
 		return
 	}
 	t := &job.Tracked{Message: &m, Row: job.MessageRow{
@@ -93,11 +95,35 @@ func (c *courier) take(ctx workflow.Context, m job.Message) {
 	if u, err := job.DecodeUpdate(m.Body); m.Kind == job.KindUpdate && err == nil {
 		t.Row.Step, t.Row.Status = u.Step, u.Status
 	}
-	target, ok := m.Target()
-	t.Row.To = target
+	t.Row.To, _ = m.Target()
 	c.track(t)
-	if !ok {
-		c.refuse(ctx, t, job.ReasonDeviceNotFound, fmt.Sprintf("%q has no counterpart and the message names no target", m.From))
+	c.address(ctx, t)
+}
+
+// retake carries a message that was refused once more, when somebody has resubmitted it from the dead-letter queue: what
+// was in its way may be gone. It reports whether it does.
+func (c *courier) retake(ctx workflow.Context, m job.Message) bool {
+	if m.Properties[job.PropertyResubmitted] == "" {
+		return false
+	}
+	i := slices.IndexFunc(c.tracked, func(t *job.Tracked) bool {
+		return t.Row.From == m.From && t.Row.ID == m.ID && t.Row.Refused != ""
+	})
+	if i < 0 {
+		return false
+	}
+	t := c.tracked[i]
+	t.Message, t.HandedAt, t.Row.Refused = &m, time.Time{}, ""
+	t.Row.To, _ = m.Target() // it may have been given another one
+	c.sent[key{t.Row.To, t.Row.ID}] = t
+	c.address(ctx, t)
+	return true
+}
+
+// address puts a message on its way, or refuses it when there is none.
+func (c *courier) address(ctx workflow.Context, t *job.Tracked) {
+	if t.Row.To == "" {
+		c.refuse(ctx, t, job.ReasonDeviceNotFound, fmt.Sprintf("%q has no counterpart and the message names no target", t.Row.From))
 		return
 	}
 	c.enqueue(t)

@@ -194,6 +194,9 @@ func (r *jobRun) receive(ctx workflow.Context) {
 // inbound takes what the devices of the job sent to the cloud.
 func (r *jobRun) inbound(ctx workflow.Context, in job.Inbound) {
 	for _, came := range in.Messages {
+		if r.courier.retake(ctx, came) { // it has changed the job when it came first
+			continue
+		}
 		for _, m := range r.order.admit(came) {
 			r.apply(ctx, m)
 			r.courier.take(ctx, m)

@@ -272,6 +272,37 @@ func TestJobReturnsWhatCanNotBeDelivered(t *testing.T) {
 	require.NotEmpty(t, w.returned[0].Message.Body)
 }
 
+// An update that was refused has changed the job already: resubmitted it is carried, and changes nothing again.
+func TestJobCarriesAResubmittedUpdate(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	mended := false
+	refused := job.MessageID(jobID, job.RoleSolver, 2)
+	w.onDispatch = func(device string, m job.Message) (*job.Refusal, error) {
+		if m.ID == refused && !mended {
+			return &job.Refusal{MessageID: m.ID, Reason: job.ReasonDeviceNotFound, Description: "no such device"}, nil
+		}
+		return w.deliver(device, m)
+	}
+	all := reports("a", job.StepDone)
+	w.onPublish = func() {
+		w.inbound(all[:2]...)
+		w.env.RegisterDelayedCallback(func() {
+			mended = true
+			copied := w.returned[0].Message
+			copied.Properties = map[string]string{job.PropertyResubmitted: "17"}
+			w.inbound(copied)
+			w.inbound(all[2:]...)
+		}, 10*time.Second)
+	}
+	snap := w.runJob(input(t, job.Options{}, "a", "Done"))
+	require.Equal(t, job.StateCompleted, snap.State, snap.Reason)
+	require.Equal(t, 2, snap.StepsDone)
+	require.Len(t, snap.Updates, 4)
+	require.Zero(t, snap.Messages.Refused)
+	require.Equal(t, snap.Messages.Sent, snap.Messages.Read)
+}
+
 func TestJobKeepsTheWindow(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -65,6 +65,40 @@ func TestRelayReturnsWhatHasNoTarget(t *testing.T) {
 	require.Equal(t, job.ReasonDeviceNotFound, w.returned[0].Reason)
 }
 
+// A message that was refused goes its way when it is resubmitted after its cause was mended, once, and only then.
+func TestRelayCarriesARefusedMessageAgainWhenItIsResubmitted(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	known := false
+	w.onDispatch = func(device string, m job.Message) (*job.Refusal, error) {
+		if !known {
+			return &job.Refusal{MessageID: m.ID, Reason: job.ReasonDeviceNotFound, Description: "no such device"}, nil
+		}
+		w.feedback(device, m.ID, job.OutcomeSuccess)
+		return nil, nil
+	}
+	original := line("1", "device-scheduler::foo", "hi")
+	copied := original
+	copied.Properties = map[string]string{job.PropertyResubmitted: "17"}
+	w.env.RegisterDelayedCallback(func() { w.inbound(original) }, time.Second)
+	w.env.RegisterDelayedCallback(func() { w.inbound(copied) }, 20*time.Second)
+	w.env.RegisterDelayedCallback(func() {
+		known = true
+		w.inbound(original)
+	}, 40*time.Second)
+	w.env.RegisterDelayedCallback(func() {
+		require.Empty(t, w.dispatched, "a repeat was taken for a resubmission")
+		w.inbound(copied, copied)
+	}, time.Minute)
+	w.env.ExecuteWorkflow(workflows.Relay, job.RelayInput{Pair: "foo"})
+	require.NoError(t, w.env.GetWorkflowError())
+	var out job.RelayResult
+	require.NoError(t, w.env.GetWorkflowResult(&out))
+	require.Equal(t, job.Counts{Sent: 1, Accepted: 1, Delivered: 1, Resent: 2}, out.Counts)
+	require.Len(t, w.dispatched, 1)
+	require.Len(t, w.returned, 2, "refused once more while the device was unknown")
+}
+
 func TestRelayContinuesAsNewAndStillKnowsItsMessages(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

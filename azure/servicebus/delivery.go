@@ -13,36 +13,16 @@ import (
 
 // Delivery is a received message and the lock on it. It is settled once; its methods may be called concurrently.
 type Delivery struct {
-	Message        job.Message
-	SequenceNumber int64
-	EnqueuedAt     time.Time
-	DeliveryCount  int               // 1 for the first delivery
-	Properties     map[string]string // all application properties, those of the hub included
-
-	DeadLetterReason      string // set in a dead-letter queue
-	DeadLetterDescription string
+	Received
 
 	loop *loop
-	sdk  *azservicebus.ReceivedMessage
 
 	mu      sync.Mutex
 	settled bool // or its lock is lost: there is nothing left to settle
 }
 
 func (l *loop) newDelivery(in *azservicebus.ReceivedMessage) *Delivery {
-	d := &Delivery{DeliveryCount: int(in.DeliveryCount), loop: l, sdk: in}
-	d.Message, d.Properties = incoming(in)
-	d.EnqueuedAt = d.Message.SentAt
-	if in.SequenceNumber != nil {
-		d.SequenceNumber = *in.SequenceNumber
-	}
-	if in.DeadLetterReason != nil {
-		d.DeadLetterReason = *in.DeadLetterReason
-	}
-	if in.DeadLetterErrorDescription != nil {
-		d.DeadLetterDescription = *in.DeadLetterErrorDescription
-	}
-	return d
+	return &Delivery{Received: received(in), loop: l}
 }
 
 // Complete removes the message. Like DeadLetter it goes through when ctx has just ended, as the work is

@@ -56,19 +56,25 @@ func (o ReceiveOptions) withDefaults() ReceiveOptions {
 // that doesn't exist, or job.ErrInvalid.
 func (c *Client) Receive(ctx context.Context, from Source, opts ReceiveOptions, handle func(context.Context, []*Delivery)) error {
 	opts = opts.withDefaults()
-	if from.Queue == "" && (from.Topic == "" || from.Subscription == "") {
-		return &job.Error{Op: "receive", Kind: job.ErrInvalid, Err: errors.New("name a queue, or a topic and a subscription")}
-	}
-	receiver, err := c.newReceiver(from)
+	receiver, err := c.newReceiver("receive", from)
 	if err != nil {
-		return classify("receive from "+from.String(), err)
+		return err
 	}
 	l := &loop{client: c, from: from, receiver: receiver, handle: handle, slots: make(chan struct{}, opts.Concurrency)}
 	defer l.close(ctx)
 	return l.run(ctx, opts.Batch)
 }
 
-func (c *Client) newReceiver(from Source) (*azservicebus.Receiver, error) {
+// newReceiver returns a receiver, which connects when it is first used. op says what for.
+func (c *Client) newReceiver(op string, from Source) (*azservicebus.Receiver, error) {
+	if from.Queue == "" && (from.Topic == "" || from.Subscription == "") {
+		return nil, &job.Error{Op: op, Kind: job.ErrInvalid, Err: errors.New("name a queue, or a topic and a subscription")}
+	}
+	receiver, err := c.newSDKReceiver(from)
+	return receiver, classify(op+" from "+from.String(), err)
+}
+
+func (c *Client) newSDKReceiver(from Source) (*azservicebus.Receiver, error) {
 	options := &azservicebus.ReceiverOptions{ReceiveMode: azservicebus.ReceiveModePeekLock}
 	if from.DeadLetter {
 		options.SubQueue = azservicebus.SubQueueDeadLetter
@@ -95,34 +101,43 @@ type loop struct {
 var errInterrupted = errors.New("the link was detached")
 
 func (l *loop) run(ctx context.Context, batch int) error {
-	retry := backoff.Backoff{Initial: 250 * time.Millisecond, Max: 30 * time.Second}
 	for {
 		select {
 		case l.slots <- struct{}{}:
 		case <-ctx.Done():
 			return nil
 		}
+		messages, err := l.next(ctx, batch)
+		if len(messages) == 0 {
+			<-l.slots
+			return err
+		}
+		l.start(ctx, messages)
+	}
+}
+
+// next waits for messages, over as many connections as that takes. It returns none when ctx ends, or with an error that
+// trying again can't mend.
+func (l *loop) next(ctx context.Context, batch int) ([]*azservicebus.ReceivedMessage, error) {
+	retry := backoff.Backoff{Initial: 250 * time.Millisecond, Max: 30 * time.Second}
+	for {
 		messages, err := l.receiver.ReceiveMessages(ctx, batch, nil)
-		if len(messages) > 0 {
-			retry.Reset()
-			l.start(ctx, messages)
-			continue
-		}
-		<-l.slots
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err == nil { // what the SDK returns when the link broke and can be made again
+		switch {
+		case len(messages) > 0:
+			return messages, nil
+		case ctx.Err() != nil:
+			return nil, nil
+		case err == nil: // what the SDK returns when the link broke and can be made again
 			err = errInterrupted
 		}
 		err = classify("receive from "+l.from.String(), err)
 		if !job.Retryable(err) {
-			return err
+			return nil, err
 		}
 		wait := retry.Next()
 		l.client.log.WarnContext(ctx, "receiving was interrupted", "error", err, "wait", wait)
 		if backoff.Wait(ctx, wait) != nil {
-			return nil
+			return nil, nil
 		}
 	}
 }
@@ -181,17 +196,17 @@ func (l *loop) abandon(ctx context.Context, deliveries []*Delivery) {
 func (l *loop) close(ctx context.Context) {
 	l.handlers.Wait()
 	ctx = context.WithoutCancel(ctx)
-	l.closeReceiver(ctx, l.receiver)
+	l.client.closeReceiver(ctx, l.receiver)
 	if len(l.left) == 0 {
 		return
 	}
-	receiver, err := l.client.newReceiver(l.from)
+	receiver, err := l.client.newReceiver("receive", l.from)
 	if err != nil {
 		l.client.log.WarnContext(ctx, notGivenBack, "messages", len(l.left), "error", err)
 		return
 	}
 	l.giveBack(ctx, receiver)
-	l.closeReceiver(ctx, receiver)
+	l.client.closeReceiver(ctx, receiver)
 }
 
 // giveBack abandons what was left, by the lock tokens alone and over a link that asks for nothing. Over the old link,
@@ -207,11 +222,11 @@ func (l *loop) giveBack(ctx context.Context, receiver *azservicebus.Receiver) {
 	}
 }
 
-func (l *loop) closeReceiver(ctx context.Context, receiver *azservicebus.Receiver) {
+func (c *Client) closeReceiver(ctx context.Context, receiver *azservicebus.Receiver) {
 	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
 	defer cancel()
 	if err := receiver.Close(ctx); err != nil {
-		l.client.log.DebugContext(ctx, "the receiver was not closed properly", "error", err)
+		c.log.DebugContext(ctx, "the receiver was not closed properly", "error", err)
 	}
 }
 

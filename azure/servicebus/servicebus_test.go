@@ -175,9 +175,9 @@ func TestNextRenewal(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	delivery := func(lock time.Duration, settled bool) *Delivery {
 		until := now.Add(lock)
-		return &Delivery{sdk: &azservicebus.ReceivedMessage{LockedUntil: &until}, settled: settled}
+		return &Delivery{Received: Received{sdk: &azservicebus.ReceivedMessage{LockedUntil: &until}}, settled: settled}
 	}
-	unlocked := &Delivery{sdk: &azservicebus.ReceivedMessage{}}
+	unlocked := &Delivery{Received: Received{sdk: &azservicebus.ReceivedMessage{}}}
 	for name, c := range map[string]struct {
 		in   []*Delivery
 		wait time.Duration

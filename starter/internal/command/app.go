@@ -12,7 +12,8 @@ import (
 const description = `Settings come from flags, else from the environment, else from an env file: --env-file, or ` + envfile.Default + `
 when it exists, so that in the folder of a local run ("go run ./infra/local up") nothing needs to be set.
 The connection to Temporal also follows Temporal's own settings: TEMPORAL_* variables and temporal.toml.
-Connection strings of the hub are never flags: IOTHUB_CONNECTION_STRING and EVENTHUB_CONNECTION_STRING.
+Connection strings are never flags: IOTHUB_CONNECTION_STRING and EVENTHUB_CONNECTION_STRING for hub,
+SERVICEBUS_CONNECTION_STRING for deadletter.
 
 run and attach follow a job. Ctrl-C asks whether to cancel it; Ctrl-C again, or where nobody can be asked, detaches:
 the job goes on.
@@ -34,7 +35,7 @@ func (p *program) app() *cli.App {
 		ExitErrHandler:            func(*cli.Context, error) {},
 		Commands: []*cli.Command{
 			p.runCommand(), p.attachCommand(), p.statusCommand(), p.listCommand(), p.cancelCommand(), p.auditCommand(),
-			p.hubCommand(),
+			p.hubCommand(), p.deadLetterCommand(),
 		},
 		Action: noCommand,
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/hubjobs/hubjobs/azure/envfile"
+	"github.com/hubjobs/hubjobs/azure/servicebus"
 	"github.com/hubjobs/hubjobs/job"
 	"github.com/hubjobs/hubjobs/starter/internal/session"
 )
@@ -71,10 +72,11 @@ type program struct {
 	connect      func(ctx context.Context, o connection) (service, error)
 	openRegistry func(s *envfile.Settings) (registry, error)
 	openEvents   func(s *envfile.Settings, logger *slog.Logger) (events, error)
+	openBus      func(s *envfile.Settings) (*servicebus.Client, error)
 }
 
 func newProgram(p Process) *program {
-	return &program{Process: p, connect: connectTemporal, openRegistry: openRegistry, openEvents: openEvents}
+	return &program{Process: p, connect: connectTemporal, openRegistry: openRegistry, openEvents: openEvents, openBus: openBus}
 }
 
 func (p *program) main(ctx context.Context) int {

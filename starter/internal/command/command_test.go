@@ -673,6 +673,7 @@ func TestHelp(t *testing.T) {
 	t.Parallel()
 	for _, path := range [][]string{
 		{}, {"run"}, {"attach"}, {"status"}, {"list"}, {"cancel"}, {"audit"}, {"hub"}, {"hub", "stats"}, {"hub", "devices"}, {"hub", "monitor"},
+		{"deadletter"}, {"deadletter", "list"}, {"deadletter", "show"}, {"deadletter", "resubmit"}, {"deadletter", "purge"},
 	} {
 		out := newCommand().run(t, append(path, "--help")...)
 		if out.code != ExitOK || !strings.Contains(out.stdout, "USAGE:") || out.stderr != "" {
@@ -704,6 +705,7 @@ func TestInterleave(t *testing.T) {
 		{"cancel job-1 --reason", "cancel --reason -- job-1"},
 		{"attach - job-1", "attach -- - job-1"},
 		{"hub monitor --partition 3 --from-beginning x", "hub monitor --partition 3 --from-beginning -- x"},
+		{"deadletter resubmit 3 --set a=b 4", "deadletter resubmit --set a=b -- 3 4"},
 		{"run --step --odd --step x", "run --step --odd --step x"},
 		{"nonsense --x y", "nonsense --x y"},
 	} {

@@ -146,6 +146,11 @@ const busyAfter = time.Second
 
 // busy tells a person on a terminal what takes so long, until done is called.
 func (p *program) busy(what string) (done func()) {
+	return p.busyWith(func() string { return what })
+}
+
+// busyWith is busy about something that changes. what is called from another goroutine.
+func (p *program) busyWith(what func() string) (done func()) {
 	if !p.Terminal.Err {
 		return func() {}
 	}
@@ -161,13 +166,13 @@ func (p *program) busy(what string) (done func()) {
 }
 
 // showBusy draws over one line, and leaves none behind. It is a convenience: errors of the stream don't matter.
-func (p *program) showBusy(what string, stop <-chan struct{}) {
+func (p *program) showBusy(what func() string, stop <-chan struct{}) {
 	tick := time.NewTicker(busyAfter)
 	defer tick.Stop()
 	for n := 1; ; n++ {
 		select {
 		case <-tick.C:
-			_, _ = fmt.Fprintf(p.Stderr, "\r\x1b[2K%s ... %ds", what, n)
+			_, _ = fmt.Fprintf(p.Stderr, "\r\x1b[2K%s ... %ds", what(), n)
 		case <-stop:
 			if n > 1 {
 				_, _ = fmt.Fprint(p.Stderr, "\r\x1b[2K")
