@@ -283,6 +283,11 @@ func TestIdentityRemoved(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	device := w.device(t, solver)
+	// What comes shows that the console has subscribed. Before, it ends when it loses the connection.
+	if err := w.service.SendEvent(t.Context(), solver, []byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	device.next(t, "received")
 	if err := w.service.DeleteDevice(t.Context(), &iotservice.Device{DeviceID: solver}); err != nil {
 		t.Fatal(err)
 	}
