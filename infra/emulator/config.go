@@ -102,7 +102,7 @@ type Hub struct {
 	// Feedback are the properties of the feedback queue.
 	Feedback Feedback
 	// Tier is the pricing tier whose throttles and daily quota are in force: F1,
-	// S1, S2, S3, B1, B2 or B3. Empty means no limits.
+	// S1, S2, S3, B1, B2 or B3. Empty means that there are none.
 	Tier string
 	// Units of the tier; default 1.
 	Units int

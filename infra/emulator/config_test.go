@@ -30,7 +30,8 @@ func TestConfigFiles(t *testing.T) {
 				LockDuration: 2 * time.Minute, MaxDeliveryCount: 5, DefaultTTL: 24 * time.Hour, DeadLetterOnExpiry: true,
 			}}},
 			Topics: []emulator.Topic{{
-				Name: "jobs", DuplicateWindow: 10 * time.Minute, Subscriptions: []emulator.Subscription{{Name: "jobs"}},
+				Name: "jobs", DefaultTTL: time.Hour, DuplicateWindow: 10 * time.Minute,
+				Subscriptions: []emulator.Subscription{{Name: "jobs", Delivery: emulator.Delivery{MaxDeliveryCount: 3}}},
 			}},
 			EventHubs: []emulator.EventHub{{Name: "telemetry", Partitions: 8, ConsumerGroups: []string{"dashboard"}}},
 			Hub: emulator.Hub{

@@ -12,7 +12,8 @@
 //	fmt.Println(e.HubConnectionString())
 //
 // In a test, package emulatortest starts one with a single call. Several can run
-// in one process.
+// in one process. AddDevice registers a device, as clients of the registry can do
+// too; Options and Config say what entities there are and where it listens.
 //
 // Everything that the emulator has accepted survives a kill of the process when
 // it has a data directory. Keys are generated, kept there, and checked: a client
@@ -29,9 +30,9 @@
 // File upload, conditions of routes, rules of subscriptions, Service Bus sessions
 // and Entra ID are not emulated. Where a configuration or a client asks for one, it
 // is refused. The README beside this file says what else, and where the emulator is
-// kinder than the cloud: for example, it sees a device's disconnection at once, and
-// stores a message at all its endpoints or at none. Stricter in one thing: it keeps
-// only the newest 32 MiB of a partition.
+// kinder than the cloud or stricter: for example, it sees a device's disconnection
+// at once, stores a message at all its endpoints or at none, and keeps only the
+// newest 32 MiB of a partition.
 package emulator
 
 import (

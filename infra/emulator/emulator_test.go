@@ -217,6 +217,42 @@ func TestConnectionStringsOfPoliciesAndDevices(t *testing.T) {
 	check(t, "device", cs, "HostName=localhost;DeviceId="+deviceID+";SharedAccessKey="+key)
 }
 
+func TestAddDevice(t *testing.T) {
+	t.Parallel()
+	e := emulatortest.Start(t)
+	cs, err := e.AddDevice(testContext(t), deviceID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, key, _ := strings.Cut(cs, ";SharedAccessKey=")
+	check(t, "connection string", cs, "HostName=localhost;DeviceId="+deviceID+";SharedAccessKey="+key)
+	connect(t, paho(t, e, deviceID, key))
+	for _, id := range []string{deviceID, "no ID"} {
+		if _, err := e.AddDevice(testContext(t), id); err == nil {
+			t.Errorf("%q can be added", id)
+		}
+	}
+}
+
+func TestLoopbackAddressesInConnectionStrings(t *testing.T) {
+	t.Parallel()
+	for addr, want := range map[string]string{
+		"127.0.0.1:0": "localhost", "127.0.0.2:0": "127.0.0.2", "[::1]:0": "[::1]",
+	} {
+		e, err := emulator.Start(t.Context(), emulator.Options{AMQPAddr: addr})
+		if err != nil {
+			t.Logf("%s: %v", addr, err) // a machine may lack the address
+			continue
+		}
+		if cs := e.ServiceBusConnectionString(); !strings.HasPrefix(cs, "Endpoint=sb://"+want+":") {
+			t.Errorf("%s: the connection string doesn't lead to %s", addr, want)
+		}
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestEnvFile(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -40,7 +40,7 @@ var limitsAndFaults = area{
 	emulated: slices.Concat(limitsThrottles, limitsAnswers, limitsQuota, limitsOfTiers, faultsOfConnections, faultsOfOperations, faultsSelected, faultsControl),
 	refused: []behaviour{
 		{"Throttles of other tiers", "an unknown tier is refused, with its line", limitsTiers, limitsRefusesTier("Hub:\n  Tier: GEN2", 2, "GEN2")},
-		{"More units than the cloud has", "they are refused, with their line", limitsTiers, limitsRefusesTier("Hub:\n  Tier: F1\n  Units: 2", 2, "not 2")},
+		{"More units than the cloud has", "they are refused, with their line", limitsTiers, limitsRefusesTier("Hub:\n  Tier: F1\n  Units: 2", 3, "Units is 2")},
 		{"Faults of other kinds", "one that doesn't exist is refused by name", faultsDoc, faultsRefuse("explode", `"explode"`)},
 		{"Faults of other kinds", "a setting that doesn't exist is refused by name", faultsDoc, faultsRefuse("cut,colour=red", `"colour"`)},
 		{"Faults of other kinds", "a setting that the kind has no use for is refused by name", faultsDoc, faultsRefuse("disconnect,latency=1s", "latency")},

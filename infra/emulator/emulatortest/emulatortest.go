@@ -1,4 +1,7 @@
-// Package emulatortest starts an emulator for a test.
+// Package emulatortest starts an emulator for a test:
+//
+//	e := emulatortest.Start(t)
+//	client, err := azservicebus.NewClientFromConnectionString(e.ServiceBusConnectionString(), nil)
 package emulatortest
 
 import (
@@ -13,7 +16,9 @@ import (
 // for a test.
 const FeedbackInterval = 20 * time.Millisecond
 
-// Option changes how the emulator is started.
+// Option changes how the emulator is started. It may be any function:
+//
+//	emulatortest.Start(t, func(o *emulator.Options) { o.HubName = "my-hub.local" })
 type Option func(*emulator.Options)
 
 // DataDir keeps the state in a directory, so that the test can start another

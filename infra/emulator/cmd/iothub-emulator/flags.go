@@ -1,8 +1,10 @@
 package main
 
 import (
+	"crypto/x509"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -62,15 +64,17 @@ const (
 	outputJSON = "json"
 )
 
-const description = `Programs connect to it as to a hub in the cloud. When it is ready, it says so
-and writes DIR/emulator.env: connection strings, addresses, and the file of the
-certificate authority that clients have to trust (EMULATOR_CA_FILE).
+const description = `Programs connect to it as to a hub in the cloud. When it is ready, it says where
+its settings for them are: a file emulator.env with connection strings,
+addresses, and the file of the certificate authority that they have to trust
+(EMULATOR_CA_FILE). Ctrl-C ends it.
 
    iothub-emulator
-       everything in memory, on the usual ports
+       everything in memory, on the ports shown below
    iothub-emulator --data-dir .iothub
-       the same, but devices, messages and keys are there again next time
-   iothub-emulator --data-dir .iothub --amqp-addr 127.0.0.1:0 --amqps-addr 127.0.0.1:0 \
+       the same, with emulator.env in .iothub; devices, messages and keys are
+       there again next time
+   iothub-emulator --amqp-addr 127.0.0.1:0 --amqps-addr 127.0.0.1:0 \
        --mqtts-addr 127.0.0.1:0 --https-addr 127.0.0.1:0
        on free ports, for tests side by side
    iothub-emulator --tier S1 --units 2
@@ -130,16 +134,16 @@ func flags(env func(string) (string, bool), several *lists) []cli.Flag {
 		text(flagAMQP, "127.0.0.1:5672", "`ADDRESS` for AMQP without TLS, which Service Bus and Event Hubs SDKs use for emulators"),
 		text(flagHTTPS, "127.0.0.1:8443", "`ADDRESS` for HTTPS, and for MQTT and AMQP over WebSockets"),
 		multiple(flagDeviceCA, &several.deviceCAs, "let in devices with certificates that an authority in `FILE` (PEM) has signed"),
-		text(flagTier, "", "limit the hub as `TIER` does in the cloud: F1, S1, S2, S3, B1, B2 or B3; without it there are no limits"),
+		text(flagTier, "", "put the throttles and the daily quota of `TIER` into force: F1, S1, S2, S3, B1, B2 or B3; without it there are none"),
 		text(flagUnits, "", "`NUMBER` of units of the tier (default: 1)"),
-		text(flagMaxConns, "20000", "close connections beyond `NUMBER`"),
-		multiple(flagFault, &several.faults, "let `FAULT` go wrong, such as cut,device=sensor-*,after=10s"),
+		text(flagMaxConns, "20000", "accept `NUMBER` connections at a time, and close those that come on top"),
+		multiple(flagFault, &several.faults, "begin with `FAULT` in force, such as cut,device=sensor-*,after=10s"),
 		text(flagControl, "", "`ADDRESS` of an HTTP API for faults, on the loopback interface; without it there is none"),
 		text(flagFeedback, "15s", "`DURATION` for which delivery feedback waits to be delivered in a batch"),
-		text(flagOutput, outputText, "say that the emulator is ready as text, or as one line of json"),
-		text(flagShowKeys, valueAuto, "show connection strings when ready: true, false, or auto, which is true on a terminal"),
+		text(flagOutput, outputText, "say that the emulator is ready as `FORMAT`: text, or json for one line"),
+		text(flagShowKeys, valueAuto, "`WHETHER` to show connection strings when ready: true, false, or auto, which is true on a terminal"),
 		text(flagLogLevel, "info", "`LEVEL` of what is logged: debug, info, warn or error"),
-		text(flagLogJSON, valueAuto, "log in JSON: true, false, or auto, which is false on a terminal"),
+		text(flagLogJSON, valueAuto, "`WHETHER` to log in JSON: true, false, or auto, which is false on a terminal"),
 	}
 }
 
@@ -188,9 +192,28 @@ func options(c *cli.Context, several *lists, env func(string) (string, bool), st
 			return opts, err
 		}
 	}
-	h := &opts.Config.Hub
-	h.DeviceCertificateAuthorities = append(h.DeviceCertificateAuthorities, several.deviceCAs.or(flagDeviceCA, env)...)
-	return opts, limit(c, h)
+	if opts.DeviceCAs, err = roots(several.deviceCAs.or(flagDeviceCA, env)); err != nil {
+		return opts, err
+	}
+	return opts, limit(c, &opts.Config.Hub)
+}
+
+// roots reads the certificates of authorities from files; nil if there are none.
+func roots(files []string) (*x509.CertPool, error) {
+	if len(files) == 0 {
+		return nil, nil
+	}
+	pool := x509.NewCertPool()
+	for _, file := range files {
+		pem, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("--%s: %w", flagDeviceCA, err)
+		}
+		if !pool.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("--%s: %s holds no certificate in PEM", flagDeviceCA, file)
+		}
+	}
+	return pool, nil
 }
 
 // limit puts the flags about the tier above the configuration.

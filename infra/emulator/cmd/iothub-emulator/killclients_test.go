@@ -102,10 +102,10 @@ func (r *killRound) clients() map[string]func(context.Context) error {
 	all := map[string]func(context.Context) error{"feedback": r.readFeedback}
 	for i := range connections {
 		for kind, client := range map[string]func(context.Context, int, *rand.Rand) error{
-			"sender": r.sendToQueue, "receiver": r.settleFromQueue, "telemetry": r.publish, "commands": r.command,
+			"sender": r.sendToQueue, "topic": r.sendToTopic, "receiver": r.settleFromQueue, "telemetry": r.publish, "commands": r.command,
 			"registry": r.register, "twins": r.patchTwin, "kept": r.subscribe, "jobs": r.scheduleJobs,
 		} {
-			rnd := rand.New(rand.NewPCG(r.seed, uint64(i)<<8+uint64(kind[0])))
+			rnd := rand.New(rand.NewPCG(r.seed, uint64(len(all))))
 			all[name(kind, i)] = func(ctx context.Context) error { return client(ctx, i, rnd) }
 		}
 	}
@@ -117,6 +117,7 @@ func (r *killRound) check(t *testing.T) {
 	t.Helper()
 	ctx := testContext(t)
 	r.checkQueue(ctx, t)
+	r.checkTopic(ctx, t)
 	r.checkRegistry(ctx, t)
 	r.checkJobs(ctx, t)
 	for i := range connections {
@@ -205,31 +206,73 @@ func (r *killRound) checkQueue(ctx context.Context, t *testing.T) {
 	for _, sub := range []azservicebus.SubQueue{0, azservicebus.SubQueueDeadLetter} {
 		receiver, err := r.bus.NewReceiverForQueue(workQueue, &azservicebus.ReceiverOptions{SubQueue: sub})
 		r.must(t, err)
-		for {
-			msgs, err := receiver.PeekMessages(ctx, 250, nil)
-			r.must(t, err)
-			if len(msgs) == 0 {
-				break
+		r.peek(ctx, t, receiver, "queue/", found, func(m *azservicebus.ReceivedMessage) string {
+			switch {
+			case sub == azservicebus.SubQueueDeadLetter:
+				return "dead"
+			case m.State == azservicebus.MessageStateDeferred:
+				return "deferred"
+			case m.State == azservicebus.MessageStateScheduled:
+				return "scheduled"
 			}
-			for _, m := range msgs {
-				thing, state := "queue/"+string(m.Body), fmt.Sprint("active ", m.DeliveryCount-1)
-				switch {
-				case sub == azservicebus.SubQueueDeadLetter:
-					state = "dead"
-				case m.State == azservicebus.MessageStateDeferred:
-					state = "deferred"
-				case m.State == azservicebus.MessageStateScheduled:
-					state = "scheduled"
-				}
-				if before, twice := found[thing]; twice {
-					t.Errorf("%s is there as %s and as %s", thing, before, state)
-				}
-				found[thing] = state
-			}
-		}
-		r.must(t, receiver.Close(ctx))
+			return fmt.Sprint("active ", m.DeliveryCount-1)
+		})
 	}
 	r.compare(t, "queue/", found)
+}
+
+// peek looks at all messages of a queue or subscription.
+func (r *killRound) peek(ctx context.Context, t *testing.T, receiver *azservicebus.Receiver, kind string, found map[string]string, state func(*azservicebus.ReceivedMessage) string) {
+	t.Helper()
+	defer func() { r.must(t, receiver.Close(ctx)) }()
+	for {
+		msgs, err := receiver.PeekMessages(ctx, 100, nil)
+		r.must(t, err)
+		if len(msgs) == 0 {
+			return
+		}
+		for _, m := range msgs {
+			thing := kind + string(m.Body)
+			if before, twice := found[thing]; twice {
+				t.Errorf("%s is there as %s and as %s", thing, before, state(m))
+			}
+			found[thing] = state(m)
+		}
+	}
+}
+
+// sendToTopic sends messages to a topic that detects duplicates.
+func (r *killRound) sendToTopic(ctx context.Context, i int, _ *rand.Rand) error {
+	sender, err := r.bus.NewSender("jobs", nil)
+	if err != nil {
+		return err
+	}
+	for n := 0; ; n++ {
+		id := name("topic", r.number, i, n)
+		m := &azservicebus.Message{Body: []byte(id), MessageID: &id}
+		if err := r.change("there", func() error { return sender.SendMessage(ctx, m, nil) }, "topic/"+id); err != nil {
+			return err
+		}
+	}
+}
+
+// checkTopic sends messages again, as clients do that had no answer, and finds each
+// once.
+func (r *killRound) checkTopic(ctx context.Context, t *testing.T) {
+	t.Helper()
+	sender, err := r.bus.NewSender("jobs", nil)
+	r.must(t, err)
+	again := r.of(name("topic/topic", r.number-1) + "-")
+	for _, thing := range again {
+		id := strings.TrimPrefix(thing, "topic/")
+		r.must(t, sender.SendMessage(ctx, &azservicebus.Message{Body: []byte(id), MessageID: &id}, nil))
+		r.saw(thing, "there")
+	}
+	receiver, err := r.bus.NewReceiverForSubscription("jobs", "jobs", nil)
+	r.must(t, err)
+	found := make(map[string]string)
+	r.peek(ctx, t, receiver, "topic/", found, func(*azservicebus.ReceivedMessage) string { return "there" })
+	r.compare(t, "topic/", found)
 }
 
 // --- devices over MQTT ---
@@ -538,18 +581,19 @@ func (r *killRound) patchTwin(ctx context.Context, i int, rnd *rand.Rand) error 
 	device := name("twin", i)
 	for n := 0; ; n++ {
 		value := name(r.number, n)
-		body := map[string]any{"tags": map[string]any{"value": value, "padding": paddings(rnd.IntN(6))}, "properties": map[string]any{"desired": map[string]any{"value": value}}}
+		desired := map[string]any{"value": value, "padding": paddings(rnd.IntN(8))}
+		body := map[string]any{"tags": map[string]any{"value": value}, "properties": map[string]any{"desired": desired}}
 		if err := r.change(value, func() error { return r.ok(ctx, http.MethodPatch, "/twins/"+device, body, nil) }, "twin/"+device); err != nil {
 			return err
 		}
 	}
 }
 
-// paddings is as much padding as a tag may have, several times.
+// paddings is as much padding as a property may have, several times.
 func paddings(n int) map[string]string {
 	all := make(map[string]string)
 	for i := range n {
-		all[name("padding", i)] = padding(1000)
+		all[name("padding", i)] = padding(4000)
 	}
 	return all
 }
@@ -646,7 +690,7 @@ func (r *killRound) command(ctx context.Context, i int, rnd *rand.Rand) error {
 			err = r.receiveCommand(ctx, device, rnd.IntN(4))
 		default:
 			id := name(device, r.number, n)
-			err = r.change(sentState, func() error { return sender.Send(ctx, commandMessage(device, id, rnd.IntN(40_000)), nil) }, "c2d/"+id)
+			err = r.change(sentState, func() error { return sender.Send(ctx, commandMessage(device, id, rnd.IntN(60_000)), nil) }, "c2d/"+id)
 		}
 		if err != nil {
 			return err

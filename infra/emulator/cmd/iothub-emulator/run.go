@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
+	"path/filepath"
 
 	"github.com/urfave/cli/v2"
 	"go.uber.org/zap"
@@ -75,6 +77,9 @@ func untilDone(ctx context.Context, e *emulator.Emulator, dir string, out *annou
 			return err
 		}
 	}
+	if dir, err = filepath.Abs(dir); err != nil { // readers may be elsewhere
+		return err
+	}
 	if err := out.announce(e, dir, kept); err != nil {
 		return err
 	}
@@ -87,6 +92,10 @@ func explain(err error) error {
 	var listen *emulator.ListenError
 	if errors.As(err, &listen) {
 		flag := flagOf[listen.Listener]
+		var malformed *net.AddrError
+		if errors.As(err, &malformed) {
+			return fmt.Errorf("--%s is %q and must be a host and a port, such as 127.0.0.1:0 for a free port", flag, listen.Addr)
+		}
 		return fmt.Errorf("can't listen on %s: %w; choose another address with --%s, such as --%s 127.0.0.1:0 for a free port", listen.Addr, listen.Err, flag, flag)
 	}
 	return err

@@ -57,6 +57,9 @@ type job struct {
 	// accepted is whether the caller was, or may be, told that there is such a
 	// job: it is in the store.
 	accepted bool
+	// stored is closed when accepted is decided; nil for jobs that were in the
+	// store at the start.
+	stored chan struct{}
 	// cancel ends a job that runs; nil while it doesn't.
 	cancel context.CancelCauseFunc
 }
@@ -108,8 +111,13 @@ func (r *Runner) Create(j Job) (Job, error) {
 	r.prune(now)
 	created, saved, err := r.add(j, now)
 	if err != nil {
+		if created != nil && created.stored != nil {
+			// Who hears that there is such a job may take it for accepted.
+			<-created.stored
+		}
 		return Job{}, err
 	}
+	defer close(created.stored)
 	err = <-saved
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -122,12 +130,13 @@ func (r *Runner) Create(j Job) (Job, error) {
 	return created.view(), nil
 }
 
-// add puts a new job among the others.
+// add puts a new job among the others. With an error it returns the one that has
+// the ID already, if that is why.
 func (r *Runner) add(j Job, now time.Time) (*job, <-chan error, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.jobs[j.ID] != nil {
-		return nil, nil, hub.Errorf(hub.CodeJobAlreadyExists, "there is a job %q already", j.ID)
+	if other := r.jobs[j.ID]; other != nil {
+		return other, nil, hub.Errorf(hub.CodeJobAlreadyExists, "there is a job %q already", j.ID)
 	}
 	if !j.Start.After(now) {
 		j.State = Queued
@@ -135,7 +144,7 @@ func (r *Runner) add(j Job, now time.Time) (*job, <-chan error, error) {
 			return nil, nil, hub.Errorf(hub.CodeTooManyActiveJobs, "%d of at most %d jobs are under way", n, r.opts.MaxActive)
 		}
 	}
-	created := &job{record: record{Job: j}}
+	created := &job{record: record{Job: j}, stored: make(chan struct{})}
 	r.jobs[j.ID] = created
 	return created, r.save(&created.record), nil
 }

@@ -1,6 +1,10 @@
 package hub
 
-import "github.com/hubjobs/hubjobs/infra/emulator/internal/store"
+import (
+	"bytes"
+
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/store"
+)
 
 // Kept returns what a session of the same device or module has kept with Keep;
 // nil if nothing is. It must not be modified.
@@ -12,15 +16,11 @@ func (s *Session) Kept() []byte {
 }
 
 // Keep stores state that outlives the session and the process, such as the
-// subscriptions of a persistent MQTT session, and returns when it is on the disk.
-// It goes with the identity; nil removes it. The hub takes the slice over. A
-// session that has ended can't keep anything.
+// subscriptions of a persistent MQTT session, and returns when it is on the disk:
+// at once if it is there already. It goes with the identity; nil removes it. The
+// hub takes the slice over. A session that has ended can't keep anything.
 func (s *Session) Keep(state []byte) error {
 	p := s.principal
-	op := store.Delete(p.key(keptSuffix))
-	if state != nil {
-		op = store.Put(op.Key, state)
-	}
 	p.mu.Lock()
 	if !p.exists || p.session != s {
 		p.mu.Unlock()
@@ -29,10 +29,23 @@ func (s *Session) Keep(state []byte) error {
 		}
 		return ErrSessionClosed
 	}
+	if p.keeping == 0 && (state == nil) == (p.kept == nil) && bytes.Equal(state, p.kept) {
+		p.mu.Unlock()
+		return nil
+	}
+	op := store.Delete(p.key(keptSuffix))
+	if state != nil {
+		op = store.Put(op.Key, state)
+	}
 	p.kept = state
+	p.keeping++ // also what is the same already may be on its way from an earlier session
 	result := make(chan error, 1)
 	// With the lock held, because changes have to reach the store in this order.
 	p.hub.store.Submit(func(err error) { result <- err }, op)
 	p.mu.Unlock()
-	return translate(<-result, CodeServiceUnavailable)
+	err := <-result
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.keeping--
+	return translate(err, CodeServiceUnavailable)
 }

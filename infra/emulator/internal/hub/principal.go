@@ -39,6 +39,7 @@ type principal struct {
 	identity       Identity   // what doesn't come from the fields below
 	session        *Session
 	kept           []byte        // what sessions keep; nil for nothing
+	keeping        int           // how many changes of it are on their way to the disk
 	stateUpdated   time.Time     // connection state
 	methodsAwaited chan struct{} // closed when a session handles methods; nil while nobody waits
 }

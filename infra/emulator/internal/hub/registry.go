@@ -104,10 +104,14 @@ func (id Identity) stored() Identity {
 // lockExisting returns a device with its registry mutex held, if it exists and
 // has the version that is asked for.
 func (h *Hub) lockExisting(id string, match IfMatch) (*device, error) {
-	d, err := h.find(id)
-	if err != nil {
-		return nil, err
+	h.mu.RLock()
+	d := h.devices[id]
+	h.mu.RUnlock()
+	if d == nil {
+		return nil, notFound(Target{DeviceID: id})
 	}
+	// A creation or deletion may be under way. Nobody acts on it, or takes it for
+	// done, before it is on the disk.
 	d.registry.Lock()
 	if err := d.matches(match); err != nil {
 		d.registry.Unlock()

@@ -1,7 +1,6 @@
 package mqtt
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -89,10 +88,8 @@ func (c *conn) welcome() error {
 func (c *conn) resume() (present bool, err error) {
 	kept := c.session.Kept()
 	switch {
-	case c.clean && kept != nil:
-		return false, c.session.Keep(nil)
 	case c.clean:
-		return false, nil
+		return false, c.session.Keep(nil)
 	case kept == nil:
 		return false, c.keep()
 	}
@@ -109,7 +106,7 @@ func (c *conn) keep() error {
 		return nil
 	}
 	state, err := c.subs.encode()
-	if err != nil || bytes.Equal(state, c.session.Kept()) {
+	if err != nil {
 		return err
 	}
 	return c.session.Keep(state)

@@ -108,3 +108,29 @@ func TestSubackMeansStored(t *testing.T) {
 	c.subscribe(0, methodsFilter) // changes nothing, and needs no store
 	v.open()
 }
+
+// TestSubackMeansStoredByAnyConnection keeps the store shut while a device
+// subscribes, connects again and subscribes to the same.
+func TestSubackMeansStoredByAnyConnection(t *testing.T) {
+	t.Parallel()
+	v := &valve{Store: store.Memory()}
+	f := newFixture(t, v, nil)
+	first := f.connected(persistent)
+	p := packets.NewControlPacket(packets.Subscribe).(*packets.SubscribePacket)
+	p.MessageID, p.Topics, p.Qoss = 1, []string{methodsFilter}, []byte{0}
+	v.close()
+	defer v.open()
+	first.send(p)
+	eventually(t, "subscription at the store", func() bool { return v.waiting() == 1 })
+	second := f.pipe()
+	f.login(second, persistent)
+	second.send(p)
+	eventually(t, "second subscription at the store", func() bool { return v.waiting() == 2 })
+	select {
+	case p := <-second.in:
+		t.Errorf("got %v before the subscription was stored", p)
+	default:
+	}
+	v.open()
+	expect[*packets.SubackPacket](second)
+}
