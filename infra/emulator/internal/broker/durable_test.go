@@ -141,6 +141,30 @@ func TestSequenceNumbersGoOnAfterAllIsGone(t *testing.T) {
 	check(t, "sequence number", q.Peek(0, 1)[0].SequenceNumber, 3)
 }
 
+// Transactions may reach the disk in another order than they got their numbers.
+func TestSequenceNumbersAreGivenOnce(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := openStore(t, dir)
+	q := newQueue(t, s, broker.QueueOptions{})
+	first, second := broker.NewTx(s), broker.NewTx(s)
+	for _, tx := range []*broker.Tx{first, second} {
+		if err := q.Stage(tx, msg("m")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tx := range []*broker.Tx{second, first} {
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := newConsumer(t, q, broker.ConsumerOptions{Mode: broker.ReceiveAndDelete})
+	check(t, "numbers", receive(t, c).SequenceNumber+receive(t, c).SequenceNumber, 1+2)
+	q = newQueue(t, afterKill(t, dir), broker.QueueOptions{})
+	send(t, q, msg("m"))
+	check(t, "next number", receive(t, newConsumer(t, q, broker.ConsumerOptions{})).SequenceNumber, 3)
+}
+
 func TestExpiryIsKeptOverRestart(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

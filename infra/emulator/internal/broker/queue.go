@@ -95,6 +95,7 @@ type Queue struct {
 
 	mu        sync.Mutex // guards all below
 	last      int64      // sequence number given last
+	counter   counter    // of last
 	entries   map[int64]*entry
 	bytes     int64
 	locked    map[amqp.UUID]*entry
@@ -141,6 +142,7 @@ func newQueue(s store.Store, key, name string, opts QueueOptions) *Queue {
 		prefix:  prefix,
 		opts:    opts,
 		store:   s,
+		counter: counter{store: s, key: prefix + keyCounter},
 		entries: make(map[int64]*entry),
 		ids:     duplicates{window: opts.DuplicateWindow, prefix: prefix},
 	}
@@ -174,6 +176,7 @@ func (q *Queue) load() error {
 		e.waiting = !e.scheduled.IsZero() && e.enqueued.Equal(e.scheduled) && !e.recorded
 		q.makeAvailable(e)
 	}
+	q.counter.stored = q.last
 	q.arm()
 	return nil
 }
@@ -431,7 +434,7 @@ func (q *Queue) arrive(tx *Tx, e *entry, now time.Time) {
 	}
 	e.enqueued, e.waiting, e.state = now, false, statePending
 	_ = q.addEntry(tx, e) // fails where a message can't be encoded, and it was before
-	q.recordLast(tx)
+	q.counter.put(tx, q.last)
 	q.registerStaged(tx, []*entry{e})
 }
 
@@ -521,7 +524,7 @@ func (q *Queue) stageMoved(tx *Tx, e *entry) {
 	e.measure()
 	e.readyIndex, e.deadlineIndex = -1, -1
 	_ = q.addEntry(tx, e)
-	q.recordLast(tx)
+	q.counter.put(tx, q.last)
 	if e.count > 0 {
 		q.recordState(tx, e)
 	}

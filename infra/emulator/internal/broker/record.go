@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
+	"github.com/hubjobs/hubjobs/infra/emulator/internal/store"
 )
 
 // Keys in the store. An entity has a prefix of its own; behind it stand
@@ -29,6 +30,39 @@ func prefixOf(kind, name string) string { return kind + "/" + url.PathEscape(nam
 
 func sequenceKey(prefix, kind string, n int64) string {
 	return string(binary.BigEndian.AppendUint64([]byte(prefix+kind), uint64(n)))
+}
+
+// counter is the record of the sequence number given last. Its owner's mutex guards
+// it.
+type counter struct {
+	store  store.Store
+	key    string
+	stored int64 // what the store has
+}
+
+// put adds the number to a transaction.
+func (c *counter) put(tx *Tx, last int64) {
+	if c.store.Durable() {
+		tx.Add(c.op(last))
+	}
+}
+
+func (c *counter) op(last int64) store.Op {
+	var value encoder
+	value.int(last)
+	return store.Put(c.key, value)
+}
+
+// committed is called when a transaction with the number is durable. They may
+// reach the store in another order than they got their numbers; then the highest is
+// stored again, lest it be given to a second message after a restart.
+func (c *counter) committed(last int64) {
+	switch {
+	case last > c.stored:
+		c.stored = last
+	case last < c.stored && c.store.Durable():
+		c.store.Submit(nil, c.op(c.stored))
+	}
 }
 
 // errRecord is the base of errors about records that can't be read, which means

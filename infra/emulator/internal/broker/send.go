@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/hubjobs/hubjobs/infra/emulator/internal/amqp"
-	"github.com/hubjobs/hubjobs/infra/emulator/internal/store"
 )
 
 // Send stores messages, all or none. A message whose annotation
@@ -167,18 +166,10 @@ func (q *Queue) addEntries(tx *Tx, entries []*entry) error {
 		}
 	}
 	if len(entries) > 0 {
-		q.recordLast(tx)
+		q.counter.put(tx, q.last)
 		q.registerStaged(tx, entries)
 	}
 	return nil
-}
-
-func (q *Queue) recordLast(tx *Tx) {
-	if q.store.Durable() {
-		var last encoder
-		last.int(q.last)
-		tx.Add(store.Put(q.prefix+keyCounter, last))
-	}
 }
 
 func (q *Queue) checkRoom(entries []*entry) error {
@@ -229,6 +220,7 @@ func (q *Queue) registerStaged(tx *Tx, entries []*entry) {
 		if q.ended != nil {
 			return
 		}
+		q.counter.committed(entries[len(entries)-1].seq)
 		for _, e := range entries {
 			q.makeAvailable(e)
 		}

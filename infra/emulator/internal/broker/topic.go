@@ -36,22 +36,24 @@ type Topic struct {
 	store  store.Store
 	sendMu sync.Mutex // as in Queue
 
-	mu   sync.Mutex // guards all below; comes before a subscription's
-	last int64      // sequence number given last
-	ids  duplicates
-	subs map[string]*Queue // by name in lower case
+	mu      sync.Mutex // guards all below; comes before a subscription's
+	last    int64      // sequence number given last
+	counter counter    // of last
+	ids     duplicates
+	subs    map[string]*Queue // by name in lower case
 }
 
 func openTopic(s store.Store, key, name string, opts TopicOptions) (*Topic, error) {
 	opts.MaxMessageSize = cmp.Or(opts.MaxMessageSize, DefaultMaxMessageSize)
 	prefix := prefixOf("t", key)
 	t := &Topic{
-		name:   name,
-		prefix: prefix,
-		opts:   opts,
-		store:  s,
-		ids:    duplicates{window: opts.DuplicateWindow, prefix: prefix},
-		subs:   make(map[string]*Queue),
+		name:    name,
+		prefix:  prefix,
+		opts:    opts,
+		store:   s,
+		counter: counter{store: s, key: prefix + keyCounter},
+		ids:     duplicates{window: opts.DuplicateWindow, prefix: prefix},
+		subs:    make(map[string]*Queue),
 	}
 	err := s.Load(prefix, func(key string, value []byte) error {
 		suffix := key[len(prefix):]
@@ -60,6 +62,7 @@ func openTopic(s store.Store, key, name string, opts TopicOptions) (*Topic, erro
 		}
 		d := decoder{rest: value}
 		t.last = d.int()
+		t.counter.stored = t.last
 		return d.err
 	})
 	if err != nil {
@@ -183,11 +186,13 @@ func (t *Topic) stage(tx *Tx, at time.Time, msgs []*amqp.Message) ([]int64, erro
 		}
 	}
 	t.last += int64(len(fresh))
-	if t.store.Durable() {
-		var last encoder
-		last.int(t.last)
-		tx.Add(store.Put(t.prefix+keyCounter, last))
-	}
+	last := t.last
+	t.counter.put(tx, last)
+	tx.OnCommit(func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.counter.committed(last)
+	})
 	return t.numbers(msgs, fresh, first), nil
 }
 

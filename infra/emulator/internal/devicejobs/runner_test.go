@@ -568,3 +568,45 @@ func waitFor(t *testing.T, ready func() bool) {
 		}
 	}
 }
+
+// gated is a store that takes changes once it is opened.
+type gated struct {
+	store.Store
+	open chan struct{}
+}
+
+func (g *gated) Submit(done func(error), ops ...store.Op) {
+	go func() {
+		<-g.open
+		g.Store.Submit(done, ops...)
+	}()
+}
+
+// Nobody hears of a job, not even that its ID is taken, before it is stored.
+func TestJobIsToldOfWhenStored(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		g := &gated{Store: store.Memory(), open: make(chan struct{})}
+		r := open(t, g, hanging(), devicejobs.Options{})
+		j := methodJob("a")
+		j.Start = hub.Time{Time: time.Now().Add(time.Hour)}
+		results := make(chan error, 2)
+		for range 2 {
+			go func() {
+				_, err := r.Create(j)
+				results <- err
+			}()
+		}
+		synctest.Wait()
+		if n := len(results); n > 0 {
+			t.Errorf("%d of 2 were answered before the job was stored", n)
+		}
+		close(g.open)
+		first, second := <-results, <-results
+		if first != nil {
+			first, second = second, first
+		}
+		must(t, first)
+		wantCode(t, "second", second, hub.CodeJobAlreadyExists)
+	})
+}

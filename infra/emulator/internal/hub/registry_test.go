@@ -1,6 +1,7 @@
 package hub_test
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -335,5 +336,53 @@ func TestErrors(t *testing.T) {
 	check(t, "other errors", internal.Code.Status(), 500)
 	if strings.Contains(internal.Error(), "fire") {
 		t.Errorf("the cause shows: %v", internal)
+	}
+}
+
+// gated is a store that takes changes once it is opened.
+type gated struct {
+	store.Store
+	arrived chan struct{} // receives a value with each change, until it is full
+	open    chan struct{}
+}
+
+func (g *gated) Submit(done func(error), ops ...store.Op) {
+	select {
+	case g.arrived <- struct{}{}:
+	default:
+	}
+	go func() {
+		<-g.open
+		g.Store.Submit(done, ops...)
+	}()
+}
+
+// Nobody who deletes a device too hears that it is gone before it is gone for good.
+func TestDeletionIsToldOfWhenStored(t *testing.T) {
+	t.Parallel()
+	open := make(chan struct{})
+	close(open)
+	g := &gated{Store: store.Memory(), open: open}
+	h := newHub(t, g)
+	create(t, h, deviceID)
+	g.arrived, g.open = make(chan struct{}, 1), make(chan struct{})
+	results := make(chan error, 2)
+	remove := func() { results <- h.DeleteDevice(context.Background(), deviceID, hub.AnyVersion) }
+	go remove()
+	<-g.arrived
+	go remove()
+	select {
+	case err := <-results:
+		t.Errorf("answered before the deletion was stored: %v", err)
+		results <- err
+	case <-time.After(50 * time.Millisecond): // it waits
+	}
+	close(g.open)
+	first, second := <-results, <-results
+	if first != nil {
+		first, second = second, first
+	}
+	if first != nil || !errors.Is(second, hub.CodeDeviceNotFound) {
+		t.Errorf("got %v and %v", first, second)
 	}
 }
