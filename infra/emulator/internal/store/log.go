@@ -63,8 +63,7 @@ var (
 	segmentMagic = [8]byte{'h', 'u', 'b', 'l', 'o', 'g', '0', '1'}
 	recordMagic  = [4]byte{'r', 'e', 'c', '1'}
 
-	segmentHeaderSize = binary.Size(segmentHeader{})
-	recordHeaderSize  = binary.Size(recordHeader{})
+	recordHeaderSize = binary.Size(recordHeader{})
 )
 
 const sumSize = 4
